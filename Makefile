@@ -1,0 +1,61 @@
+# `make demo` and `make test` need Python 3.11 or newer with venv, and nothing else: they set up everything.
+SHELL := /bin/bash
+PYTHON ?= python3
+DEMO := runs/demo
+
+# Exact versions: one file for 3.11, one for every newer Python.
+PINS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
+ifeq ($(PINS),constraints/.txt)
+    $(error $(PYTHON) does not run: name an interpreter of Python 3.11 or newer, such as make PYTHON=python3.11)
+endif
+
+export JAX_PLATFORMS = cpu
+export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.cache/jax
+
+.PHONY: help demo test test-full test-no-torch lint format clean
+
+help:
+	@echo "make demo     fine-tune a small 4-bit model on the CPU, export it, generate from it"
+	@echo "make test     lint, types and all tests"
+	@echo "make lint     lint and types only"
+	@echo "make format   rewrite the sources in the project's style"
+	@echo "make clean    remove the environments, the caches and the demo's run"
+
+demo: .venv-notorch/stamp
+	rm -rf $(DEMO)
+	.venv-notorch/bin/python scripts/train.py --config configs/demo.py --config.output_dir=$(DEMO)
+	.venv-notorch/bin/python scripts/export.py --run $(DEMO) --out $(DEMO)/export/peft --format peft
+	.venv-notorch/bin/python scripts/export.py --run $(DEMO) --out $(DEMO)/export/merged --format merged
+	.venv-notorch/bin/python scripts/generate.py --model $(DEMO)/export/merged --prompt "Hello" --max-new-tokens 32
+
+test: lint test-full test-no-torch
+
+test-full: .venv/stamp
+	.venv/bin/python -m pytest -n 2 --ignore=tests/test_without_torch.py
+
+# The main paths where torch cannot be imported, because it is not installed.
+test-no-torch: .venv-notorch/stamp
+	.venv-notorch/bin/python -m pytest tests/test_without_torch.py
+
+lint: .venv/stamp
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/stamp
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .venv-notorch .cache .mypy_cache .pytest_cache .ruff_cache $(DEMO)
+
+.venv/stamp: PACKAGES = -e '.[test,dev]'
+.venv-notorch/stamp: PACKAGES = -e . pytest
+
+.venv/stamp .venv-notorch/stamp: pyproject.toml $(PINS)
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
+	    f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.11")'
+	@echo "Setting up $(@D) with the versions in $(PINS); this takes some minutes the first time"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS) $(PACKAGES)
+	touch $@

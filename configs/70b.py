@@ -1,0 +1,18 @@
+"""Llama-3.1-70B, 4-bit, rank 16 on all linear layers: 207,093,760 trainable parameters.
+
+Command: python scripts/train.py --config configs/70b.py [--config.model.path=DIR]
+GPU:     one of 48 GB or more, e.g. L40S or RTX A6000
+Memory:  @MEMORY@
+Time:    not yet measured on a GPU
+"""
+
+from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
+
+config = Config(
+    output_dir="runs/70b",
+    model=ModelSection(path="NousResearch/Meta-Llama-3.1-70B", geometry="geometry/llama-3.1-70b.json"),
+    lora=LoraSection(rank=16, alpha=16, targets="all-linear"),
+    data=DataSection(train="yahma/alpaca-cleaned", eval=0.02),
+    optim=OptimSection(learning_rate=1e-4),  # half of the smaller models' rate from 30B on: arXiv 2305.14314
+    train=TrainSection(epochs=1, batch_size=1, grad_accum=16, seq_len=512),
+)

@@ -1,0 +1,18 @@
+"""Llama-2-7B, 4-bit, rank 8 on the query and value projections: 4,194,304 trainable parameters (0.06 %).
+
+Command: python scripts/train.py --config configs/7b.py [--config.model.path=DIR]
+GPU:     one of 8 GB or more
+Memory:  @MEMORY@
+Time:    not yet measured on a GPU
+"""
+
+from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
+
+config = Config(
+    output_dir="runs/7b",
+    model=ModelSection(path="NousResearch/Llama-2-7b-hf", geometry="geometry/llama-2-7b.json"),
+    lora=LoraSection(rank=8, alpha=16, targets=("q_proj", "v_proj")),
+    data=DataSection(train="yahma/alpaca-cleaned", eval=0.02),
+    optim=OptimSection(learning_rate=2e-4),
+    train=TrainSection(epochs=1, batch_size=1, grad_accum=16, seq_len=512),
+)

@@ -1,0 +1,18 @@
+"""The demo: a small base that ships with the repository learns the tasks in demo/tasks, on a CPU.
+
+Command: python scripts/train.py --config configs/demo.py
+GPU:     none needed
+Memory:  @MEMORY@
+Time:    at most 4 minutes on two CPU cores
+"""
+
+from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
+
+config = Config(
+    output_dir="runs/demo",
+    model=ModelSection(path="demo/base", dtype="fp32"),
+    lora=LoraSection(rank=16, alpha=16, targets="all-linear"),
+    data=DataSection(train="demo/tasks/train.jsonl", eval="demo/tasks/validation.jsonl", packing=True),
+    optim=OptimSection(learning_rate=2e-3, schedule="cosine"),
+    train=TrainSection(steps=200, batch_size=8, grad_accum=1, seq_len=256, eval_every=50, save_every=50),
+)

@@ -1,0 +1,77 @@
+"""`scripts/evaluate.py`: loss and perplexity of a model on a file."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+
+from qlora_jax.cli import environment
+from qlora_jax.cli.errors import reports_errors
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    from qlora_jax.cli.inference import add_model_arguments
+
+    parser = argparse.ArgumentParser("evaluate.py", description="Mean negative log-likelihood of the rows' scored tokens.")
+    add_model_arguments(parser)
+    parser.add_argument("--data", required=True, metavar="FILE", help="rows in any format that training takes")
+    parser.add_argument("--train-on", choices=("completions", "all"), default="completions", help="which tokens are scored")
+    parser.add_argument("--chat-template", default=None, help="a Jinja file, or chatml, instead of the tokenizer's own")
+    parser.add_argument("--seq-len", type=int, default=None, help="longest row in tokens; the model's limit, at most 2048")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--exact-match", action="store_true", help="also generate each row's answer and compare it")
+    parser.add_argument("--json", action="store_true", help='print {"loss", "perplexity", "tokens"}')
+    return parser
+
+
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the figures, or one JSON object, on standard output."""
+    environment.prepare()
+    options = parser().parse_args(argv)
+    from qlora_jax.cli.inference import prepare_model
+    from qlora_jax.data import load_chat_template, load_rows
+    from qlora_jax.data.template import encode_rows
+
+    rows = load_rows(options.data)
+    ready = prepare_model(options)
+    documents = encode_rows(
+        rows,
+        ready.tokenizer,
+        seq_len=sequence_length(options.seq_len, ready.max_position),
+        train_on=options.train_on,
+        chat_template=load_chat_template(options.chat_template),
+    )
+    result = measure(ready, documents, batch_size=options.batch_size, answers=options.exact_match)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(f"{name:12} {value:.6g}" for name, value in result.items()))
+    return 0
+
+
+def sequence_length(asked: int | None, limit: int) -> int:
+    """The longest row: what was asked for, or the model's limit up to 2048."""
+    if asked is not None and asked > limit:
+        raise ValueError(f"--seq-len {asked} is longer than the model's {limit} positions")
+    return asked or min(limit, 2048)
+
+
+def measure(ready, documents, *, batch_size: int, answers: bool) -> dict[str, float]:
+    """loss, perplexity and tokens over the documents, and exact_match where `answers` asks for it."""
+    from qlora_jax.cli.samples import answer, exact_match
+    from qlora_jax.data import eval_batches, pad_id
+    from qlora_jax.generate import Generator
+    from qlora_jax.train.step import evaluate, make_eval_step
+
+    parts, tokenizer = ready.parts, ready.tokenizer
+    longest = max(len(document.ids) for document in documents)
+    # Rows are padded to the longest one only; rounding keeps the number of compiled shapes small.
+    batches = eval_batches(documents, seq_len=-(-longest // 64) * 64, batch_size=batch_size, pad_id=pad_id(tokenizer))
+    loss, tokens = evaluate(make_eval_step(parts.graphdef, loss_chunk=256), parts, batches)
+    result = {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
+    if answers:
+        generator = Generator(parts.graphdef, parts.adapters, parts.base, stop_ids=ready.stop_ids)
+        result["exact_match"] = exact_match(answer(generator, tokenizer, documents), documents, tokenizer)
+    return result

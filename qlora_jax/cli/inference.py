@@ -1,0 +1,52 @@
+"""What generate.py and evaluate.py share: a model folder, with or without an adapter, ready to run."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_jax.data import check_vocabulary, load_tokenizer
+from qlora_jax.io.build import Quantization
+from qlora_jax.io.hf import load_model, resolve_folder
+from qlora_jax.io.peft import attach_adapter, read_adapter
+from qlora_jax.models.config import DTYPES
+from qlora_jax.train.step import Parts, split_model
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model, --adapter, --quant, --dtype."""
+    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help="a Hugging Face model folder, or its Hub name")
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter folder")
+    parser.add_argument("--quant", choices=("auto", "none", "nf4"), default="auto", help="auto keeps what the folder holds")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format of the computation")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model taken apart for jit, its tokenizer and its folder."""
+
+    parts: Parts
+    tokenizer: Any
+    folder: Path
+    max_position: int
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a text, by generation_config.json and by the tokenizer."""
+        file = self.folder / "generation_config.json"
+        listed = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
+        ids = listed if isinstance(listed, list) else [listed]
+        return sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+
+
+def prepare_model(options: argparse.Namespace) -> Ready:
+    """Loads what the arguments name. Raises the loaders' ValueError, FileNotFoundError or NotImplementedError."""
+    folder = resolve_folder(options.model)
+    tokenizer = load_tokenizer(str(folder))
+    adapter = read_adapter(Path(options.adapter)) if options.adapter else None
+    loaded = load_model(folder, dtype=DTYPES[options.dtype], quant=options.quant, quantization=Quantization())
+    check_vocabulary(tokenizer, loaded.model.config.vocab_size)
+    if adapter is not None:
+        attach_adapter(loaded.model, adapter, base_hash=loaded.content_hash)
+    return Ready(split_model(loaded.model), tokenizer, folder, loaded.model.config.max_position)

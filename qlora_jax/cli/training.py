@@ -1,0 +1,145 @@
+"""One training run from its configuration to its report."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+from qlora_jax.cli.samples import answer, exact_match, expected, shown_prompt
+from qlora_jax.data import Encoded, check_vocabulary, load_tokenizer
+from qlora_jax.generate import Generator
+from qlora_jax.io.hf import read_config
+from qlora_jax.io.peft import write_adapter
+from qlora_jax.io.save import write_model
+from qlora_jax.models.adapters import adapter_count
+from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.parameters import count_parameters
+from qlora_jax.train.config import Config
+from qlora_jax.train.dataset import Dataset, prepare, random_tokens
+from qlora_jax.train.loop import Interrupted, Loop
+from qlora_jax.train.metrics import read_rows
+from qlora_jax.train.progress import memory_in_use
+from qlora_jax.train.report import Sample, write_report
+from qlora_jax.train.run_folder import check_run_folder, record_run
+from qlora_jax.train.setup import Trainer, base_folder, check_length, lora_config, make_trainer
+
+BEFORE = "samples_before.json"
+
+
+def train(config: Config) -> int:
+    """Runs (or continues) the run of `config.output_dir`; returns the exit code.
+
+    Everything that can be wrong with the input is checked before the run folder is written.
+    """
+    folder = check_run_folder(config)
+    source = base_folder(config)
+    geometry = read_config(source or Path(config.model.geometry))
+    check_length(config, geometry.max_position)
+    tokenizer = None if source is None else load_tokenizer(str(source))
+    dataset = _dataset(config, tokenizer, geometry)
+    steps = config.train.steps or math.ceil(config.train.epochs * len(dataset.batches))
+    trainer = make_trainer(config, source, steps)
+    record_run(config)
+    _say(f"{config.method}: {_trainable(trainer, geometry)}; {steps} steps; {memory_in_use()}")
+    loop = Loop(trainer, dataset, folder, steps, _exact_match(config, dataset, tokenizer))
+    before = _samples_before(config, folder, trainer, dataset, tokenizer, loop)
+    try:
+        loop.run()
+    except Interrupted as stop:
+        _say(str(stop))
+        return 128 + stop.signal
+    _save_result(config, folder, trainer, source)
+    samples = _samples(config, trainer, dataset, tokenizer, before)
+    _report(config, folder, loop, trainer, geometry, samples)
+    return 0
+
+
+def _dataset(config: Config, tokenizer, geometry: ModelConfig) -> Dataset:
+    if tokenizer is None:
+        _say("model.weights=random without a tokenizer: training on random tokens, for speed and memory only")
+        return random_tokens(config, geometry.vocab_size)
+    check_vocabulary(tokenizer, geometry.vocab_size)
+    return prepare(config, tokenizer)
+
+
+def _generator(trainer: Trainer, tokenizer) -> Generator:
+    parts = trainer.parts
+    return Generator(parts.graphdef, parts.adapters, parts.base, stop_ids=[tokenizer.eos_token_id])
+
+
+def _exact_match(config: Config, dataset: Dataset, tokenizer):
+    if not config.data.exact_match or not dataset.eval_documents:
+        return None
+
+    def metrics(trainer: Trainer) -> dict[str, float]:
+        answers = answer(_generator(trainer, tokenizer), tokenizer, dataset.eval_documents)
+        return {"exact_match": exact_match(answers, dataset.eval_documents, tokenizer)}
+
+    return metrics
+
+
+def _shown(config: Config, dataset: Dataset) -> list[Encoded]:
+    """The documents whose answers the report shows: spread over the evaluation rows."""
+    documents, count = dataset.eval_documents, config.data.samples
+    return [documents[i * len(documents) // count] for i in range(count)] if len(documents) >= count else list(documents)
+
+
+def _samples_before(config, folder: Path, trainer, dataset, tokenizer, loop: Loop) -> list[str]:
+    """The untrained model's answers, kept in the run folder for a run that is continued."""
+    record = folder / BEFORE
+    if loop.checkpoints.steps:
+        return json.loads(record.read_text()) if record.exists() else []
+    loop.evaluate_before()
+    answers = answer(_generator(trainer, tokenizer), tokenizer, _shown(config, dataset)) if tokenizer else []
+    record.write_text(json.dumps(answers))
+    return answers
+
+
+def _samples(config: Config, trainer: Trainer, dataset: Dataset, tokenizer, before: list[str]) -> list[Sample]:
+    documents = _shown(config, dataset)
+    if tokenizer is None or not documents:
+        return []
+    after = answer(_generator(trainer, tokenizer), tokenizer, documents)
+    return [
+        Sample(prompt=shown_prompt(tokenizer, d), before=b, after=a, expected=expected(tokenizer, d))
+        for d, b, a in zip(documents, before or [""] * len(documents), after, strict=True)
+    ]
+
+
+def _save_result(config: Config, folder: Path, trainer: Trainer, source: Path | None) -> None:
+    model = trainer.parts.merge()
+    if config.method == "full":
+        write_model(model, folder / "model", source)
+        return
+    write_adapter(
+        folder / "adapter",
+        model,
+        lora_config(config),
+        trainer.targets,
+        base=config.model.path,
+        base_hash=trainer.loaded.content_hash,
+        extra={"method": config.method, "double": config.quant.double, "lm_head": config.quant.lm_head},
+    )
+
+
+def _report(config: Config, folder: Path, loop: Loop, trainer: Trainer, geometry: ModelConfig, samples) -> None:
+    compiled = loop.compiled_bytes
+    facts = {
+        "Method": config.method,
+        "Trainable parameters": _trainable(trainer, geometry),
+        "Compiled memory of the train step": f"{compiled / 1e9:.3f} GB" if compiled else "the run was complete already",
+        "Memory at the end": memory_in_use(),
+        "Base content hash": trainer.loaded.content_hash,
+    }
+    page = write_report(folder, rows=read_rows(folder / "metrics.jsonl"), samples=samples, config=config, facts=facts)
+    _say(f"done: {page}")
+
+
+def _trainable(trainer: Trainer, geometry: ModelConfig) -> str:
+    total = count_parameters(geometry)
+    count = total if trainer.config.method == "full" else adapter_count(geometry, trainer.targets)
+    return f"{count:,} of {total:,} parameters trained ({count / total:.2%})"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

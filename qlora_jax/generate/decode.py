@@ -1,0 +1,108 @@
+"""Generation: one jitted function that reads the prompts and then draws token after token on the device."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Int
+
+from qlora_jax.generate.sampling import Sampling, sample
+from qlora_jax.models.cache import EMPTY, empty_cache
+from qlora_jax.models.decoder import Decoder
+
+SMALLEST_BUCKET = 32
+
+
+class Generator:
+    """Generates from one model. Prompts are padded to powers of two, so that few lengths are ever compiled.
+
+    Args:
+      graphdef, state: the model as `nnx.split` gives it.
+      stop_ids: tokens that end a text; they are not part of what is returned.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef, *state: Any, stop_ids: Sequence[int]):
+        self.graphdef, self.state = graphdef, state
+        self.stop_ids = tuple(stop_ids)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, sampling: Sampling = Sampling(), seed: int = 0
+    ) -> list[list[int]]:
+        """The new token ids of each prompt, without the stop token.
+
+        Raises:
+          ValueError: an empty prompt, or fewer than one new token asked for.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if not prompts or any(not prompt for prompt in prompts):
+            raise ValueError("every prompt needs at least one token: give some text, or a tokenizer that adds a bos")
+        tokens, positions = _left_padded(prompts)
+        new = _generate(
+            self.graphdef,
+            self.state,
+            tokens,
+            positions,
+            jax.random.key(seed),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop_ids=self.stop_ids,
+        )
+        return [self._until_stop(row) for row in np.asarray(new).tolist()]
+
+    def _until_stop(self, row: list[int]) -> list[int]:
+        ends = [i for i, token in enumerate(row) if token in self.stop_ids]
+        return row[: ends[0]] if ends else row
+
+
+def prompt_of(ids: Sequence[int], scored: Sequence[bool]) -> list[int]:
+    """The ids before the first scored token: what a model is given to answer."""
+    return list(ids[: int(np.argmax(scored))])
+
+
+def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """int32 tokens and positions `[B, bucket]`, prompts flush right; padding has position -1."""
+    longest = max(map(len, prompts))
+    bucket = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+    tokens = np.zeros((len(prompts), bucket), np.int32)
+    positions = np.full((len(prompts), bucket), EMPTY, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, bucket - len(prompt) :] = prompt
+        positions[row, bucket - len(prompt) :] = np.arange(len(prompt))
+    return jnp.asarray(tokens), jnp.asarray(positions)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "sampling", "stop_ids"))
+def _generate(
+    graphdef, state, tokens: Int[Array, "B T"], positions, key, *, max_new_tokens: int, sampling, stop_ids
+) -> Int[Array, "B new"]:
+    model: Decoder = nnx.merge(graphdef, *state)
+    stops = jnp.array(stop_ids or (EMPTY,), jnp.int32)
+
+    def draw(hidden, index):
+        return sample(model.logits(hidden[:, -1]), jax.random.fold_in(key, index), sampling)
+
+    def running(carry):
+        _, _, _, done, index = carry
+        return (index < max_new_tokens) & ~jnp.all(done)
+
+    def step(carry):
+        cache, position, out, done, index = carry
+        hidden, cache = model.step(out[:, index - 1, None], position[:, None], cache)
+        token = draw(hidden, index)
+        out = out.at[:, index].set(jnp.where(done, out[:, index], token))
+        return cache, position + 1, out, done | jnp.isin(token, stops), index + 1
+
+    slots = tokens.shape[1] + max_new_tokens
+    dtype = model.embed_tokens.weight.get_value().dtype
+    hidden, cache = model.step(tokens, positions, empty_cache(model.config, tokens.shape[0], slots, dtype))
+    first = draw(hidden, 0)
+    # Rows that have ended stay filled with a stop token (or, without any, never end).
+    out = jnp.full((tokens.shape[0], max_new_tokens), stops[0], jnp.int32).at[:, 0].set(first)
+    carry = (cache, positions[:, -1] + 1, out, jnp.isin(first, stops), jnp.int32(1))
+    return lax.while_loop(running, step, carry)[2]

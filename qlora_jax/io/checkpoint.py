@@ -1,0 +1,80 @@
+"""Checkpoints of a run with Orbax: the adapters and the optimizer's state, never the base."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one run, `folder/<step>/`: written asynchronously, complete or not there at all.
+
+    The last `keep` are kept, and with `keep_best` the one with the lowest eval_loss.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, keep_best: bool):
+        preserve: list[Any] = [ocp.checkpoint_managers.LatestN(keep)]
+        if keep_best:
+            preserve.append(
+                ocp.checkpoint_managers.BestN(
+                    get_metric_fn=_negative_loss, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(preserve),
+            enable_async_checkpointing=True,
+            best_fn=_negative_loss,
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that can be restored, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, adapters: Any, opt_state: Any, meta: dict[str, Any], metrics: dict | None = None) -> None:
+        """Starts writing a checkpoint. `meta` is JSON: base hash, seed, data position, configuration."""
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            adapters=ocp.args.StandardSave(_leaves(adapters)),
+            optimizer=ocp.args.StandardSave(_leaves(opt_state)),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._manager.save(step, args=items, metrics=metrics)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What `save` was given as `meta`."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, adapters: Any, opt_state: Any) -> tuple[Any, Any]:
+        """The trees of a step, in the structure, dtypes and placement of those given."""
+        items = ocp.args.Composite(
+            adapters=ocp.args.StandardRestore(_leaves(adapters)),
+            optimizer=ocp.args.StandardRestore(_leaves(opt_state)),
+        )
+        restored = self._manager.restore(step, args=items)
+        return _like(adapters, restored["adapters"]), _like(opt_state, restored["optimizer"])
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises what went wrong while writing it."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then frees the manager's threads."""
+        self._manager.close()
+
+
+def _negative_loss(metrics: dict) -> float:
+    return -metrics["eval_loss"]
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """The tree as a flat dictionary by path: readable on disk without our classes."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _like(tree: Any, leaves: dict[str, Any]) -> Any:
+    paths, treedef = jax.tree.flatten_with_path(tree)
+    return treedef.unflatten([leaves[jax.tree_util.keystr(path)] for path, _ in paths])

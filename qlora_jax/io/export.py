@@ -1,0 +1,238 @@
+"""A base model's folder, with or without an adapter, as a new Hugging Face folder; one tensor at a time."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from qlora_jax.io.bitsandbytes import is_nf4, quantization_config, read_nf4, write_nf4
+from qlora_jax.io.build import Quantization
+from qlora_jax.io.folder import new_folder
+from qlora_jax.io.hf import check_names, read_config
+from qlora_jax.io.model_card import model_card
+from qlora_jax.io.peft import Adapter, check_base, check_fits
+from qlora_jax.io.safetensors import DTYPES, ContentHash, TensorFolder
+from qlora_jax.io.shards import SHARD_BYTES, write_shards
+from qlora_jax.lora import Target
+from qlora_jax.lora.merge import merged
+from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
+from qlora_jax.nf4 import NF4Tensor, dequantize, quantize
+from qlora_jax.nf4.tensor import packed_shapes
+
+MERGES = {
+    "original": "added to the original weights",
+    "dequantized": "added to the weights after NF4 quantization and back, which are those it was trained on",
+}
+# What a folder needs beside its weights: how to generate and tokenize, and the licence that goes with the model.
+COMPANIONS = (
+    *("generation_config.json", "tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of the base.
+
+    Attributes:
+      path: where it is in our model.
+      dtype: of its values; of what it is dequantized to where the folder holds it packed.
+    """
+
+    name: str
+    path: str
+    spec: Spec
+    dtype: str
+    packed: bool
+
+
+@dataclass(frozen=True)
+class Base:
+    """An opened base folder and the adapter that goes on it."""
+
+    folder: Path
+    config: ModelConfig
+    tensors: TensorFolder
+    weights: list[Weight]
+    adapter: Adapter | None
+    targets: dict[str, Target]
+
+
+def export_merged(
+    base_folder: str | Path,
+    adapter: Adapter,
+    out: str | Path,
+    *,
+    into: str = "original",
+    double: bool = True,
+    lm_head: bool = False,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the base with the adapter added into its weights: a 16-bit model that needs no adapter.
+
+    W + scale · B·A is added in float32 and cast once. Holds one shard's tensors in memory.
+
+    Args:
+      into: which W: "original", the folder's weights; or "dequantized", those that QLoRA training saw: every decoder
+        projection, adapted or not, quantized to NF4 and back (or as the folder holds it packed).
+      double, lm_head: how training quantized (see Quantization); for "dequantized".
+      dtype: of everything written; each tensor's own where None. "dequantized" casts before it quantizes, as loading
+        for training does.
+
+    Raises:
+      ValueError: another `into`, a packed base with "original", or an adapter for another base.
+      OSError: `out` is not empty, or the disk is full; nothing is left half-written.
+    """
+    if into not in MERGES:
+        raise ValueError(f"into={into!r}: expected one of {', '.join(MERGES)}")
+    base = _open(Path(base_folder), adapter)
+    packed = next((w for w in base.weights if w.packed), None)
+    if packed and into == "original":
+        raise ValueError(
+            f"{base.folder} holds {packed.name!r} in 4 bits, not its original: give the folder of the original weights, "
+            f"or merge into 'dequantized'"
+        )
+    quantization = Quantization(double=double, lm_head=lm_head) if into == "dequantized" else None
+
+    def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
+        return {weight.name: _merged(base, weight, value, quantization, dtype or weight.dtype)}
+
+    needed = sum(math.prod(w.spec.shape) * jnp.dtype(dtype or w.dtype).itemsize for w in base.weights)
+    card = model_card("Merged model", _base_id(base), f"A LoRA adapter is {MERGES[into]}.")
+    written = dtype or _dtype(base)
+    with new_folder(out, needed=needed) as partial:
+        _write(base, partial, convert, shard_bytes)
+        _write_companions(base, partial, written, None, card)
+
+
+def export_bnb4(
+    base_folder: str | Path,
+    out: str | Path,
+    adapter: Adapter | None = None,
+    *,
+    double: bool = True,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the base in bitsandbytes' 4-bit format: every decoder projection in NF4, the rest as it is.
+
+    With an adapter, it is added into the original weights first; quantizing the sum then loses part of it. Serve the
+    4-bit base and the adapter side by side where that matters.
+
+    Raises:
+      ValueError: a base that is packed already, or an adapter for another base.
+      OSError: `out` is not empty, or the disk is full; nothing is left half-written.
+    """
+    base = _open(Path(base_folder), adapter)
+    if any(w.packed for w in base.weights):
+        raise ValueError(f"{base.folder} holds 4-bit weights already: give the folder of the original weights")
+
+    def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
+        value = _merged(base, weight, value, None, weight.dtype)
+        if not weight.spec.projection:
+            return {weight.name: value}
+        return write_nf4(weight.name, quantize(jnp.asarray(value), double=double))
+
+    needed = sum(_packed_bytes(w, double) for w in base.weights)
+    text = f"Its linear layers are in NF4{' with double quantization' if double else ''} for bitsandbytes."
+    if adapter:
+        text += f" A LoRA adapter was {MERGES['original']} before they were quantized."
+    dtype = _dtype(base)
+    with new_folder(out, needed=needed) as partial:
+        _write(base, partial, convert, shard_bytes)
+        card = model_card("4-bit model", _base_id(base), text, tags=("bitsandbytes", "4-bit"))
+        _write_companions(base, partial, dtype, quantization_config(double=double, dtype=dtype), card)
+
+
+def _open(folder: Path, adapter: Adapter | None) -> Base:
+    config = read_config(folder)
+    tensors = TensorFolder(folder)
+    check_names(config, tensors)
+    if adapter:
+        check_fits(adapter, config)
+    weights = [
+        _weight(tensors, hf_name(path, layer), path, spec)
+        for path, spec in parameter_specs(config).items()
+        for layer in range(config.num_layers if path.startswith(STACK) else 1)
+    ]
+    weights.sort(key=lambda w: (tensors.file(w.name), w.name))
+    return Base(folder, config, tensors, weights, adapter, adapter.targets if adapter else {})
+
+
+def _weight(tensors: TensorFolder, name: str, path: str, spec: Spec) -> Weight:
+    if is_nf4(tensors, name):
+        return Weight(name, path, spec, read_nf4(tensors, name, spec.shape).dtype, True)
+    dtype, shape = tensors.dtype(name), tensors.shape(name)
+    if dtype not in ("BF16", "F16", "F32") or shape != spec.shape:
+        raise ValueError(
+            f"{tensors.file(name)}: {name!r} is {dtype} {shape}, expected BF16, F16 or F32 {spec.shape}"
+        )
+    return Weight(name, path, spec, str(np.dtype(DTYPES[dtype])), False)
+
+
+def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> None:
+    content = ContentHash()
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for weight in base.weights:
+            raw = base.tensors.read(weight.name)
+            content.add(weight.name, raw)
+            value = read_nf4(base.tensors, weight.name, weight.spec.shape) if weight.packed else raw
+            yield from convert(weight, value).items()
+
+    write_shards(folder, tensors(), shard_bytes)
+    # The hash is known once everything has been read; the folder is not in its place before.
+    if base.adapter:
+        check_base(base.adapter, content.hexdigest())
+
+
+def _merged(
+    base: Base, weight: Weight, value: Any, quantization: Quantization | None, dtype: str
+) -> np.ndarray:
+    """The weight to write, in `dtype`, from what the folder holds."""
+    if quantization and not weight.packed and quantization.covers(weight.path, weight.spec):
+        value = quantize(jnp.asarray(value.astype(dtype)), double=quantization.double)
+    if isinstance(value, NF4Tensor):
+        value = np.asarray(dequantize(value))
+    module = weight.name.removesuffix(".weight")
+    if module in base.targets:
+        A, B = base.adapter.weights[module]
+        value = merged(value.astype(np.float32), A, B, base.targets[module].scale)
+    return value.astype(dtype)
+
+
+def _packed_bytes(weight: Weight, double: bool) -> int:
+    if weight.spec.projection:
+        return packed_shapes(weight.spec.shape, weight.dtype, double=double).nbytes
+    return math.prod(weight.spec.shape) * jnp.dtype(weight.dtype).itemsize
+
+
+def _dtype(base: Base) -> str:
+    """The dtype that config.json names: that of the projections."""
+    return next(w.dtype for w in base.weights if w.spec.projection)
+
+
+def _base_id(base: Base) -> str:
+    """The base as its adapter names it, else its folder."""
+    return (base.adapter and base.adapter.base) or str(base.folder)
+
+
+def _write_companions(base: Base, folder: Path, dtype: str, quantization: dict | None, card: str) -> None:
+    settings = json.loads((base.folder / "config.json").read_text())
+    for old in ("quantization_config", "torch_dtype"):
+        settings.pop(old, None)
+    settings["dtype"] = dtype
+    if quantization:
+        settings["quantization_config"] = quantization
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    for pattern in COMPANIONS:
+        for file in base.folder.glob(pattern):
+            shutil.copy(file, folder) if file.is_file() else shutil.copytree(file, folder / file.name)
+    (folder / "README.md").write_text(card)

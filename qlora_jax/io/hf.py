@@ -1,0 +1,146 @@
+"""Loading a Hugging Face model folder into a decoder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from flax import nnx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from qlora_jax.io.bitsandbytes import is_nf4, read_nf4
+from qlora_jax.io.build import Quantization, build_model, random_read
+from qlora_jax.io.safetensors import ContentHash, TensorFolder
+from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.families import FAMILIES
+from qlora_jax.models.layers import Frozen
+from qlora_jax.models.parameters import Spec, hf_name, parameter_specs
+from qlora_jax.nf4 import dequantize
+
+FLOATS = ("BF16", "F16", "F32")
+DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A decoder and where it came from.
+
+    Attributes:
+      content_hash: identity of the source checkpoint's tensors before quantization.
+      folder: the checkpoint's folder on this machine; None for random weights.
+    """
+
+    model: Decoder
+    content_hash: str
+    folder: Path | None
+
+
+def load_model(
+    folder: Path, *, dtype: str, quant: str, quantization: Quantization | None = None, kind: type[nnx.Variable] = Frozen
+) -> LoadedModel:
+    """Streams a checkpoint folder into a decoder.
+
+    Args:
+      folder: holds config.json and safetensors files.
+      dtype: "bfloat16", "float16" or "float32".
+      quant: "nf4" packs (or keeps packed), "none" unpacks, "auto" keeps what the folder holds.
+      quantization: how to pack; the default Quantization() where None.
+      kind: Flax variable type of the weights.
+
+    Raises:
+      FileNotFoundError, ValueError, NotImplementedError: with the name of what is missing, wrong or unsupported.
+    """
+    config = read_config(folder)
+    tensors = TensorFolder(folder)
+    check_names(config, tensors)
+    content = ContentHash()
+
+    def read(name: str, spec: Spec) -> Any:
+        return _read(tensors, name, spec, content, unpack=quant == "none")
+
+    pack = (quantization or Quantization()) if quant == "nf4" else None
+    model = build_model(config, read, dtype=dtype, quantization=pack, kind=kind)
+    return LoadedModel(model, content.hexdigest(), folder)
+
+
+def random_model(config: ModelConfig, seed: int, *, dtype: str, quantization: Quantization | None, kind=Frozen) -> LoadedModel:
+    """A decoder with random weights, for benchmarks and for training from scratch."""
+    model = build_model(config, random_read(config, seed), dtype=dtype, quantization=quantization, kind=kind)
+    return LoadedModel(model, f"random-{seed}", None)
+
+
+def resolve_folder(path: str) -> Path:
+    """The local folder of a model: `path` itself, or the download of a Hub repository of that name.
+
+    Raises:
+      FileNotFoundError: neither a folder nor a name that the Hub answers for.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if not path or path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"model.path={path!r} is no folder: give a folder with a Hugging Face model, or ORG/NAME")
+    try:
+        return Path(snapshot_download(path, allow_patterns=DOWNLOADED))
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"the Hub has no model {path!r}, or it is gated: check the name, or log in") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"model {path!r} is no local folder and the Hugging Face Hub cannot be reached ({type(error).__name__}): "
+            f"download it elsewhere and pass its folder, --config.model.path=DIR or --model DIR"
+        ) from error
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The decoder configuration of a folder's (or a file's) config.json."""
+    file = folder if folder.is_file() else folder / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist: a Hugging Face model folder holds one")
+    try:
+        values = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no JSON ({error}): download it again") from error
+    family = values.get("model_type")
+    if family not in FAMILIES:
+        raise NotImplementedError(f"{file}: model_type {family!r} is not supported; these are: {', '.join(FAMILIES)}")
+    values.pop("quantization_config", None)
+    return FAMILIES[family].from_hf(transformers.AutoConfig.for_model(**values))
+
+
+def check_names(config: ModelConfig, tensors: TensorFolder) -> None:
+    """Refuses a checkpoint that lacks a parameter or holds one that the decoder would ignore."""
+    wanted = set()
+    for path in parameter_specs(config):
+        stacked = path.startswith("layers.")
+        wanted |= {hf_name(path, layer) for layer in range(config.num_layers if stacked else 1)}
+    missing = sorted(wanted - tensors.names)
+    if missing:
+        raise ValueError(f"{tensors.folder} lacks {len(missing)} of {len(wanted)} tensors, {missing[0]!r} first")
+    extra = sorted(name for name in tensors.names - wanted if not _harmless(name, config, wanted))
+    if extra:
+        raise ValueError(
+            f"{tensors.folder} holds {len(extra)} tensors that a {config.family} decoder has no place for, {extra[0]!r} first"
+        )
+
+
+def _harmless(name: str, config: ModelConfig, wanted: set[str]) -> bool:
+    """Whether a tensor can be left unread: derived frequencies, a tied head's copy, a packed weight's scales."""
+    tied = name == "lm_head.weight" and config.tie_embeddings
+    scales = any(name.rsplit(".", dots)[0] in wanted for dots in (1, 2))
+    return tied or scales or name.endswith("rotary_emb.inv_freq")
+
+
+def _read(tensors: TensorFolder, name: str, spec: Spec, content: ContentHash, *, unpack: bool) -> Any:
+    raw = tensors.read(name)
+    content.add(name, raw)
+    if is_nf4(tensors, name):
+        packed = read_nf4(tensors, name, spec.shape)
+        return dequantize(packed) if unpack else packed
+    if tensors.dtype(name) not in FLOATS or raw.shape != spec.shape:
+        raise ValueError(
+            f"{tensors.file(name)}: {name!r} is {tensors.dtype(name)} {raw.shape}, expected {'/'.join(FLOATS)} {spec.shape}"
+        )
+    return np.asarray(raw)

@@ -1,0 +1,248 @@
+"""Adapters in PEFT's folder format: writing, reading, and putting one on a decoder."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from qlora_jax.io.folder import new_folder
+from qlora_jax.io.model_card import adapter_card
+from qlora_jax.io.peft_config import CONFIG, from_peft, read_settings, to_peft
+from qlora_jax.io.shards import write_safetensors
+from qlora_jax.lora import LoRA, LoraConfig, Target, resolve_targets
+from qlora_jax.models.adapters import linears, module_names
+from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.parameters import STACK, hf_name, linear_modules, parameter_specs
+
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+RECORD = "qlora_jax.json"
+CARD = "README.md"
+PREFIX = "base_model.model."
+KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
+DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+# A [r, K] and B [N, r] of one module.
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter on its own.
+
+    Attributes:
+      lora: how it was made; `lora.targets` as its folder says it.
+      weights: A `[r, K]` and B `[N, r]` (float32, bfloat16 or float16, finite) of each adapted module by its path.
+      base: the model that it was trained on, a Hub name or a path; None where the folder does not say.
+      base_hash: that model's content hash; None in folders that PEFT wrote.
+      extra: what else was recorded beside it, such as how the base was quantized.
+    """
+
+    lora: LoraConfig
+    weights: Mapping[str, Pair]
+    base: str | None
+    base_hash: str | None
+    extra: Mapping[str, Any]
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """Rank and scale of each adapted module."""
+        return resolve_targets(self.lora, list(self.weights))
+
+
+def write_adapter(
+    folder: str | Path,
+    model: Decoder,
+    lora: LoraConfig,
+    targets: dict[str, Target],
+    *,
+    base: str,
+    base_hash: str | None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the adapters of `model` as a folder that PEFT loads, in place of an adapter that is there already.
+
+    Args:
+      targets: the adapted modules, as `add_adapters` and `attach_adapter` return them.
+      base: name or path of the base model, for base_model_name_or_path.
+      base_hash: its content hash; recorded in qlora_jax.json together with `extra`.
+
+    Raises:
+      FileExistsError: the folder holds anything but an adapter.
+      ValueError: `targets` are not the modules that have an adapter.
+    """
+    weights = _adapter_weights(model, targets)
+    tensors = {f"{PREFIX}{name}.lora_{m}.weight": v for name, pair in weights.items() for m, v in zip("AB", pair, strict=True)}
+    settings = to_peft(lora, targets, linear_modules(model.config), base)
+    needed = sum(value.nbytes for value in tensors.values())
+    parameters = sum(value.size for value in tensors.values())
+    with new_folder(folder, needed=needed, replaceable=(CONFIG, WEIGHTS, CARD, RECORD)) as partial:
+        write_safetensors(partial / WEIGHTS, tensors)
+        _write_json(partial / CONFIG, settings)
+        _write_json(partial / RECORD, {"base_hash": base_hash, **(extra or {})})
+        (partial / CARD).write_text(adapter_card(lora, base, parameters))
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Reads an adapter folder of PEFT's or of `write_adapter`.
+
+    Raises:
+      FileNotFoundError: no such folder, or a file of it is absent.
+      ValueError: pickled, damaged or non-finite weights, or shapes that do not fit the ranks of the configuration.
+      NotImplementedError: another method than LoRA and rsLoRA on linear layers.
+    """
+    folder = Path(folder)
+    _check_files(folder)
+    settings = read_settings(folder / CONFIG)
+    weights = _pairs(folder / WEIGHTS, _load(folder / WEIGHTS))
+    lora = from_peft(settings, list(weights))
+    _check_ranks(folder, lora, weights)
+    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).exists() else {}
+    base_hash = record.pop("base_hash", None)
+    base = settings.get("base_model_name_or_path")
+    return Adapter(lora=lora, weights=weights, base=base, base_hash=base_hash, extra=record)
+
+
+def attach_adapter(model: Decoder, adapter: Adapter, *, base_hash: str | None) -> dict[str, Target]:
+    """Gives the linear layers of `model` the adapter, in place of any that they have.
+
+    Args:
+      base_hash: content hash of the model's weights; None leaves it unchecked.
+
+    Returns:
+      The adapted modules by Hugging Face path, with rank and scale.
+
+    Raises:
+      ValueError: an adapter for another base, or one that does not fit; the model is then unchanged.
+    """
+    check_base(adapter, base_hash)
+    check_fits(adapter, model.config)
+    targets = adapter.targets
+    for path, linear in linears(model):
+        own = {name: targets[name] for name in module_names(model.config, path) if name in targets}
+        linear.lora = _stacked(adapter, model.config, path, own) if own else None
+    return targets
+
+
+def check_base(adapter: Adapter, base_hash: str | None) -> None:
+    """Refuses an adapter that records another base than the one with this content hash. Raises ValueError."""
+    if None not in (adapter.base_hash, base_hash) and adapter.base_hash != base_hash:
+        raise ValueError(
+            f"adapter for another base: it was trained on {adapter.base!r} with content hash {adapter.base_hash}, this base "
+            f"has {base_hash}: give the base it was trained on (or delete its {RECORD} to skip this check)"
+        )
+
+
+def check_fits(adapter: Adapter, config: ModelConfig) -> None:
+    """Refuses an adapter whose modules or shapes are not the model's. Raises ValueError."""
+    modules = linear_modules(config)
+    shapes = {hf_name(path, i): spec.shape for path, spec in parameter_specs(config).items() for i in range(config.num_layers)}
+    for name, (A, B) in adapter.weights.items():
+        if name not in modules:
+            raise ValueError(f"the adapter has weights for {name!r}, which this {config.family} model lacks: give its own base")
+        n, k = shapes[f"{name}.weight"]
+        for matrix, got, want in (("A", A, (A.shape[0], k)), ("B", B, (n, A.shape[0]))):
+            if got.shape != want:
+                raise ValueError(f"lora_{matrix} of {name!r} is {got.shape}, this model needs {want}: give the adapter's own base")
+    absent = sorted(resolve_targets(adapter.lora, modules).keys() - adapter.weights.keys())
+    if absent:
+        raise ValueError(f"the adapter's target_modules cover {absent[0]!r}, but it has no weights for it: it is incomplete")
+
+
+def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str, Pair]:
+    """A and B of each adapted module, without the zeros that pad unequal ranks."""
+    found = {}
+    for path, linear in linears(model):
+        if linear.lora is None:
+            continue
+        A, B = np.asarray(linear.lora.A.get_value()), np.asarray(linear.lora.B.get_value())
+        for layer, name in enumerate(module_names(model.config, path)):
+            if name in targets:
+                rank = targets[name].rank
+                a, b = (A[layer], B[layer]) if path.startswith(STACK) else (A, B)
+                found[name] = (a[:rank], b[:, :rank])
+    if found.keys() != targets.keys():
+        absent = sorted(targets.keys() - found.keys())
+        raise ValueError(f"targets name {absent[0]!r}, which has no adapter: pass what add_adapters returned")
+    return found
+
+
+def _check_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give one that PEFT or qlora-jax wrote an adapter to")
+    if (folder / PICKLE).exists() and not (folder / WEIGHTS).exists():
+        raise ValueError(
+            f"{folder / PICKLE} is a pickle, which can run code when it is read: save the adapter again as {WEIGHTS} "
+            f"(save_pretrained with safe_serialization=True)"
+        )
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).exists():
+            raise FileNotFoundError(f"{folder} holds no {file}: give a folder that PEFT or qlora-jax wrote an adapter to")
+
+
+def _load(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        size = file.stat().st_size
+        raise ValueError(f"{file} ({size} bytes) is truncated or no safetensors file ({error}): copy it again") from error
+
+
+def _pairs(file: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Pair]:
+    """The tensors as A and B of each module, in the order of the modules' names."""
+    matrices: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in sorted(tensors.items()):
+        match = KEY.fullmatch(key)
+        if not match:
+            raise NotImplementedError(f"{file}: tensor {key!r} is not supported, only lora_A and lora_B of linear layers are")
+        if value.ndim != 2 or value.dtype not in DTYPES:
+            raise ValueError(f"{file}: {key!r} is {value.dtype} {value.shape}, expected a float32, float16 or bfloat16 matrix")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{file}: {key!r} holds NaN or infinite values: take an earlier checkpoint of this adapter")
+        matrices.setdefault(match["module"], {})[match["matrix"]] = value
+    if not matrices:
+        raise ValueError(f"{file} holds no tensors: save the adapter again")
+    for module, found in matrices.items():
+        if len(found) == 1:
+            raise ValueError(f"{file} holds lora_{min(found)} of {module!r} without its counterpart: save the adapter again")
+    return {module: (found["A"], found["B"]) for module, found in matrices.items()}
+
+
+def _check_ranks(folder: Path, lora: LoraConfig, weights: Mapping[str, Pair]) -> None:
+    """Every module's shapes against the rank that the configuration gives it."""
+    targets = resolve_targets(lora, list(weights)) if lora.targets else {}
+    for name, (A, B) in weights.items():
+        if name not in targets:
+            raise ValueError(f"{folder}: {WEIGHTS} has weights for {name!r}, which target_modules in {CONFIG} does not cover")
+        rank = targets[name].rank
+        if (A.shape[0], B.shape[1]) != (rank, rank):
+            raise ValueError(f"{folder}: {name!r} has A {A.shape} and B {B.shape}, but {CONFIG} gives it rank {rank}")
+
+
+def _stacked(adapter: Adapter, config: ModelConfig, path: str, own: Mapping[str, Target]) -> LoRA:
+    """One layer's adapter, or those of a stack padded with zeros to the largest rank."""
+    names = module_names(config, path)
+    n, k = parameter_specs(config)[f"{path}.weight"].shape
+    rank = max(target.rank for target in own.values())
+    dtype = np.result_type(*(matrix for name in own for matrix in adapter.weights[name]))
+    A, B = np.zeros((len(names), rank, k), dtype), np.zeros((len(names), n, rank), dtype)
+    scale = np.zeros(len(names), np.float32)
+    for layer, name in enumerate(names):
+        if name in own:
+            a, b = adapter.weights[name]
+            A[layer, : len(a)], B[layer, :, : len(a)], scale[layer] = a, b, own[name].scale
+    values = (A, B, scale) if path.startswith(STACK) else (A[0], B[0], scale[0])
+    return LoRA(*map(jnp.asarray, values), adapter.lora.dropout)
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,125 @@
+"""LoraConfig to PEFT's adapter_config.json and back."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qlora_jax.lora import LoraConfig, Target, resolve_targets
+
+CONFIG = "adapter_config.json"
+REQUIRED = ("r", "lora_alpha", "target_modules")
+# Settings under which A and B alone do not give PEFT's result.
+UNSUPPORTED = (
+    *("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_replication", "target_parameters"),
+    *("trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config"),
+    *("monteclora_config", "velora_config"),
+)
+# Initializations that leave the base model's weights as they were.
+INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+def to_peft(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str], base: str) -> dict[str, Any]:
+    """The content of adapter_config.json for the adapted modules `targets` of a model with linear layers `modules`."""
+    exact = _exact(lora, targets, modules)
+    return {
+        "alpha_pattern": {name: _number(alpha) for name, alpha in exact.alpha_pattern.items()},
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": _number(exact.alpha),
+        "lora_dropout": exact.dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": exact.rank,
+        "rank_pattern": dict(exact.rank_pattern),
+        "target_modules": list(exact.targets),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": exact.variant == "rslora",
+    }
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """adapter_config.json, refused unless A and B of a plain LoRA or rsLoRA are all there is.
+
+    Raises:
+      ValueError: no JSON object, or a setting that is absent.
+      NotImplementedError: a method or setting that qlora-jax does not have.
+    """
+    try:
+        settings = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no JSON ({error}): save the adapter again") from error
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise NotImplementedError(f"{file}: peft_type {kind!r} is not supported, only 'LORA'")
+    absent = [key for key in REQUIRED if settings.get(key) is None]
+    if absent:
+        raise ValueError(f"{file} lacks {absent[0]!r}: save the adapter again")
+    _refuse_unsupported(file, settings)
+    return settings
+
+
+def from_peft(settings: Mapping[str, Any], modules: Sequence[str]) -> LoraConfig:
+    """The configuration of an adapter that has weights for `modules`."""
+    lora = LoraConfig(
+        rank=settings["r"],
+        alpha=settings["lora_alpha"],
+        dropout=settings.get("lora_dropout", 0.0),
+        targets=_targets(settings, modules),
+        variant="rslora" if settings.get("use_rslora") else "lora",
+        rank_pattern=settings.get("rank_pattern") or {},
+        alpha_pattern=settings.get("alpha_pattern") or {},
+    )
+    return lora
+
+
+def _refuse_unsupported(file: Path, settings: Mapping[str, Any]) -> None:
+    supported = "only LoRA and rsLoRA on linear layers are"
+    for key in UNSUPPORTED:
+        if settings.get(key):
+            raise NotImplementedError(f"{file}: {key}={settings[key]!r} is not supported, {supported}")
+    if settings.get("bias", "none") != "none":
+        raise NotImplementedError(f"{file}: bias={settings['bias']!r} is not supported, {supported} (bias='none')")
+    initial = settings.get("init_lora_weights")
+    if initial not in INITIALIZATIONS:
+        raise NotImplementedError(
+            f"{file}: init_lora_weights={initial!r} changes the base model's weights: convert the adapter with PEFT's "
+            f"save_pretrained(path_initial_model_for_weight_conversion=…)"
+        )
+
+
+def _targets(settings: Mapping[str, Any], modules: Sequence[str]) -> str | tuple[str, ...]:
+    """target_modules, or the modules themselves where other settings narrow it or it names more than the model had."""
+    targets = settings["target_modules"]
+    if settings.get("exclude_modules") or settings.get("layers_to_transform") is not None:
+        return tuple(modules)
+    if isinstance(targets, str):
+        return "all-linear" if targets.lower() == "all-linear" else targets
+    # PEFT ignores a name that matches nothing as long as another does.
+    return tuple(t for t in targets if any(f".{name}".endswith(f".{t}") for name in modules))
+
+
+def _exact(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str]) -> LoraConfig:
+    """`lora` with module names that give exactly `targets`: their last parts where these suffice, else whole paths."""
+    # The file's keys are sorted, and the first pattern that matches wins.
+    patterns: Any = {key: dict(sorted(getattr(lora, key).items())) for key in ("rank_pattern", "alpha_pattern")}
+    suffixes = tuple(sorted({name.rsplit(".", 1)[-1] for name in targets}))
+    paths = tuple(sorted(targets))
+    for names in (suffixes, paths):
+        candidate = dataclasses.replace(lora, targets=names, **patterns)
+        if resolve_targets(candidate, modules) == targets:
+            return candidate
+    ranks = {name: targets[name].rank for name in paths}
+    alphas = {name: targets[name].scale / lora.scale(targets[name].rank, 1.0) for name in paths}
+    return dataclasses.replace(lora, targets=paths, rank_pattern=ranks, alpha_pattern=alphas)
+
+
+def _number(alpha: float) -> float | int:
+    """PEFT writes whole alphas as integers."""
+    return int(alpha) if math.isfinite(alpha) and alpha == int(alpha) else alpha

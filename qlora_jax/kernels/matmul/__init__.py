@@ -1,0 +1,3 @@
+from qlora_jax.kernels.matmul.dispatch import nf4_matmul
+
+__all__ = ["nf4_matmul"]

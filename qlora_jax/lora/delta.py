@@ -1,0 +1,38 @@
+"""The low-rank update of one linear layer (or of a stack of them)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class AdapterScale(nnx.Variable):
+    """alpha / r of every layer of a stack: fixed, but part of the adapter."""
+
+
+class LoRA(nnx.Module):
+    """Δ(x) = scale · (dropout(x) · Aᵀ) · Bᵀ  (arXiv 2106.09685).
+
+    Attributes:
+      A: float `[*L, r, K]`, drawn from U(-1/√K, 1/√K).
+      B: float `[*L, N, r]`, zeros at the start, so that training begins at the base model.
+      scale: float32 `[*L]`.
+
+    Layers of a stack may have different ranks: r is then the largest, and a smaller one's unused rows of A and columns
+    of B are zero. They stay so, because each one's gradient is a multiple of the other.
+    """
+
+    def __init__(self, A, B, scale, dropout: float = 0.0):
+        self.A, self.B = nnx.LoRAParam(A), nnx.LoRAParam(B)
+        self.scale = AdapterScale(scale)
+        self.dropout = dropout
+
+    def __call__(self, x: Float[Array, "*B K"], key: Array | None = None) -> Float[Array, "*B N"]:
+        """The update in the dtype of x. `key` turns dropout on."""
+        if key is not None and self.dropout > 0:
+            keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / jnp.asarray(1 - self.dropout, x.dtype), 0).astype(x.dtype)
+        A, B = self.A.get_value().astype(x.dtype), self.B.get_value().astype(x.dtype)
+        low = jnp.einsum("...K,rK->...r", x, A)
+        low = (low.astype(jnp.float32) * self.scale.get_value()).astype(x.dtype)
+        return jnp.einsum("...r,Nr->...N", low, B)

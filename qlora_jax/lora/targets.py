@@ -1,0 +1,57 @@
+"""Which modules get an adapter: PEFT's matching rules over a model's module paths."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from qlora_jax.lora.config import LoraConfig
+
+# "all-linear" leaves the output layer out, as PEFT does.
+OUTPUT_LAYER = "lm_head"
+
+
+class Target(NamedTuple):
+    """Rank and scale of one adapted module."""
+
+    rank: int
+    scale: float
+
+
+def resolve_targets(config: LoraConfig, modules: Sequence[str]) -> dict[str, Target]:
+    """The adapted ones of `modules` (Hugging Face module paths such as "model.layers.0.self_attn.q_proj").
+
+    Raises:
+      ValueError: a target that matches no module; the message lists what can be matched.
+    """
+    chosen = _matching(config.targets, modules)
+    return {name: _target(config, name) for name in modules if name in chosen}
+
+
+def _matching(targets: str | tuple[str, ...], modules: Sequence[str]) -> set[str]:
+    if targets == "all-linear":
+        return {name for name in modules if name != OUTPUT_LAYER}
+    if isinstance(targets, str):
+        return _required(targets, {name for name in modules if re.fullmatch(targets, name)}, modules)
+    chosen = [_required(t, {name for name in modules if f".{name}".endswith(f".{t}")}, modules) for t in targets]
+    return set().union(*chosen)
+
+
+def _required(target: str, found: set[str], modules: Sequence[str]) -> set[str]:
+    if not found:
+        suffixes = sorted({name.rsplit(".", 1)[-1] for name in modules})
+        raise ValueError(
+            f"lora.targets: {target!r} matches no module. Names that can be matched: {', '.join(suffixes)}; "
+            f"whole paths look like {modules[0]!r}; a single string is a regular expression for a whole path, "
+            f"or 'all-linear'"
+        )
+    return found
+
+
+def _target(config: LoraConfig, name: str) -> Target:
+    rank = _exception(config.rank_pattern, name, config.rank)
+    alpha = _exception(config.alpha_pattern, name, config.alpha)
+    return Target(rank, config.scale(rank, alpha))
+
+
+def _exception(pattern: Mapping[str, float], name: str, default: float):
+    return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)

@@ -1,0 +1,7 @@
+"""The decoder and its families."""
+
+from qlora_jax.models.config import ModelConfig, RopeScaling
+from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.parameters import count_parameters, linear_modules, parameter_specs
+
+__all__ = ["Decoder", "ModelConfig", "RopeScaling", "count_parameters", "linear_modules", "parameter_specs"]

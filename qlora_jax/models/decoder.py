@@ -1,0 +1,135 @@
+"""One decoder for every dense family: embedding, a scanned stack of layers, a norm, and an output head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from qlora_jax.models.attention import Attention, Context
+from qlora_jax.models.cache import EMPTY, Cache
+from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.layers import MLP, Embedding, Frozen, Linear, RMSNorm, subkey
+from qlora_jax.models.parameters import STACK, parameter_specs
+from qlora_jax.models.rope import rope_tables
+
+# What the backward pass finds stored instead of computing it again; each layer's input is always stored.
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Layer(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). Built from `[L, …]` stacks; a scan hands it one layer's slice."""
+
+    def __init__(self, config: ModelConfig, values: Mapping[str, Any], kind):
+        def linear(name):
+            return Linear(values[f"{name}.weight"], values.get(f"{name}.bias"), kind=kind)
+
+        def norm(name):
+            weight = values.get(f"{name}.weight")
+            return None if weight is None else RMSNorm(weight, eps=config.norm_eps, kind=kind)
+
+        projections = (linear(f"self_attn.{p}_proj") for p in "qkvo")
+        self.input_layernorm = norm("input_layernorm")
+        self.self_attn = Attention(config, *projections, norm("self_attn.q_norm"), norm("self_attn.k_norm"))
+        self.post_attention_layernorm = norm("post_attention_layernorm")
+        self.mlp = MLP(*(linear(f"mlp.{p}_proj") for p in ("gate", "up", "down")))
+
+    def __call__(self, x: Float[Array, "B T D"], context: Context, window, cache=None, key=None):
+        """Returns the new x and the layer's new (k, v), None without a cache."""
+        with jax.named_scope("attention"):
+            y, cache = self.self_attn(self.input_layernorm(x), context, window, cache, subkey(key, "attention"))
+            x += y
+        with jax.named_scope("mlp"):
+            return x + self.mlp(self.post_attention_layernorm(x), subkey(key, "mlp")), cache
+
+
+class Decoder(nnx.Module):
+    """A causal language model.
+
+    Args:
+      config: its geometry.
+      values: every parameter of `parameter_specs(config)` by path; those of the layers stacked `[L, …]`. Decoder
+        projections may be NF4Tensors.
+      kind: the Flax variable type of the base weights: `Frozen`, or `nnx.Param` where they are trained themselves.
+    """
+
+    def __init__(self, config: ModelConfig, values: Mapping[str, Any], kind: type[nnx.Variable] = Frozen):
+        missing = parameter_specs(config).keys() ^ values.keys()
+        if missing:
+            raise ValueError(f"a {config.family} decoder's values must be parameter_specs(config)'s; differing: {sorted(missing)}")
+        stacked = {path.removeprefix(STACK): value for path, value in values.items() if path.startswith(STACK)}
+        self.config = config
+        self.embed_tokens = Embedding(values["embed_tokens.weight"], kind=kind)
+        self.layers = Layer(config, stacked, kind)
+        self.norm = RMSNorm(values["norm.weight"], eps=config.norm_eps, kind=kind)
+        self.lm_head = None if config.tie_embeddings else Linear(values["lm_head.weight"], kind=kind)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        *,
+        remat: str = "none",
+        key: Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The normalised hidden states.
+
+        Args:
+          tokens: int32 ids.
+          positions: each token's place in its document; 0, 1, 2, … where None.
+          segments: which document of its row a token belongs to; all one where None. No attention crosses documents.
+          remat: "none", or a key of REMAT_POLICIES.
+          key: turns adapter dropout on.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        if segments is None:
+            segments = jnp.ones_like(tokens)
+        rope = rope_tables(self.config, positions)
+        context = Context(rope, positions, segments, positions, segments, jnp.int32(0))
+        return self._run(tokens, context, None, remat, key)[0]
+
+    def step(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Appends tokens to a cache and returns their normalised hidden states. A position of -1 marks padding."""
+        slots = lax.dynamic_update_slice(cache.positions, positions, (0, cache.length))
+        filled, valid = (slots != EMPTY).astype(jnp.int32), (positions != EMPTY).astype(jnp.int32)
+        context = Context(rope_tables(self.config, positions), positions, valid, slots, filled, cache.length)
+        x, (k, v) = self._run(tokens, context, (cache.k, cache.v), "none", None)
+        return x, Cache(k, v, slots, cache.length + tokens.shape[1])
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """float32 scores of every token of the vocabulary."""
+        with jax.named_scope("lm_head"):
+            if self.lm_head is not None:
+                return self.lm_head(hidden).astype(jnp.float32)
+            table = self.embed_tokens.weight.get_value().astype(hidden.dtype)
+            return jnp.einsum("...D,VD->...V", hidden, table).astype(jnp.float32)
+
+    def __call__(self, tokens: Int[Array, "B T"], positions=None, segments=None) -> Float[Array, "B T V"]:
+        """float32 logits of every position."""
+        return self.logits(self.hidden(tokens, positions, segments))
+
+    def _run(self, tokens, context: Context, cache, remat: str, key):
+        with jax.named_scope("embedding"):
+            x = self.embed_tokens(tokens)
+        graphdef, state = nnx.split(self.layers)
+        windows = jnp.asarray(self.config.windows, jnp.int32)
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+
+        def body(x, xs):
+            state, window, cache, key = xs
+            return nnx.merge(graphdef, state)(x, context, window, cache, key)
+
+        if remat != "none":
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        x, cache = lax.scan(body, x, (state, windows, cache, keys))
+        return self.norm(x), cache

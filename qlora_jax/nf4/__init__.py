@@ -1,0 +1,7 @@
+"""NF4 numerics: the 16 levels, the packed tensor, quantization and dequantization. Plain JAX, no kernels."""
+
+from qlora_jax.nf4.codebook import CODEBOOKS, dynamic_map
+from qlora_jax.nf4.quantize import dequantize, quantize
+from qlora_jax.nf4.tensor import NF4Tensor
+
+__all__ = ["CODEBOOKS", "NF4Tensor", "dequantize", "dynamic_map", "quantize"]

@@ -1,0 +1,156 @@
+"""NF4Tensor: the packed form of one weight matrix, or of a stack of equal ones, as a pytree."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BLOCK = 64
+NESTED_BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NF4Tensor:
+    """A 4-bit weight `W[N, K]` in bitsandbytes' byte layout, optionally stacked on leading axes `*L`.
+
+    Elements are taken in row-major order, in blocks of 64 that share one scale:
+
+        W.flat[i] = levels[code_i] * absmax[i // 64]
+        absmax[j] = nested_levels[absmax[j]] * nested_absmax[j // 256] + offset     (double quantization)
+
+    R = N rows of E = K elements where K is a multiple of 64, so that no block crosses a row; otherwise the matrix is
+    kept flat: R = 1, E = N·K. One layer's arrays drop `*L`.
+
+    Attributes:
+      codes: uint8 `[*L, R, ceil(E/2)]`, two codes a byte, the first in the high nibble.
+      absmax: uint8 `[*L, R, ceil(E/64)]` with double quantization, float32 without.
+      nested_absmax: float32 `[*L, ceil(R·ceil(E/64)/256)]`, or None without double quantization.
+      nested_levels: float32 `[*L, 256]`, or None.
+      offset: float32 `[*L]`, or None.
+      shape: (N, K) of one matrix.
+      dtype: name of the dtype that the weight had and is dequantized to ("bfloat16", "float16", "float32").
+      codebook: which 16 levels, a key of `CODEBOOKS`.
+    """
+
+    codes: Any
+    absmax: Any
+    nested_absmax: Any
+    nested_levels: Any
+    offset: Any
+    shape: tuple[int, int]
+    dtype: str
+    codebook: str = "nf4"
+
+    @classmethod
+    def create(
+        cls,
+        codes,
+        absmax,
+        nested_absmax=None,
+        nested_levels=None,
+        offset=None,
+        *,
+        shape,
+        dtype,
+        codebook="nf4",
+    ):
+        """Builds a tensor and checks that every array's dtype and shape fits `shape`. Raises ValueError."""
+        tensor = cls(
+            codes, absmax, nested_absmax, nested_levels, offset, tuple(shape), str(jnp.dtype(dtype)), codebook
+        )
+        expected = packed_shapes(
+            tensor.shape, tensor.dtype, double=tensor.double, stack=tensor.stack, codebook=codebook
+        )
+        for name, want, got in zip(ARRAY_FIELDS, _arrays(expected), _arrays(tensor), strict=True):
+            if (want is None) != (got is None):
+                raise ValueError(
+                    f"NF4Tensor.{name} is {'absent' if got is None else 'given'}: the nested fields go together"
+                )
+            if want is not None and (tuple(got.shape), got.dtype) != (want.shape, want.dtype):
+                raise ValueError(
+                    f"NF4Tensor.{name} must be {want.dtype} {want.shape} for a weight of {tensor.shape}, "
+                    f"got {got.dtype} {tuple(got.shape)}"
+                )
+        return tensor
+
+    @property
+    def double(self) -> bool:
+        """Whether the scales are quantized a second time."""
+        return self.nested_absmax is not None
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Leading axes `*L`."""
+        return tuple(self.codes.shape[:-2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together."""
+        return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in _arrays(self) if a is not None)
+
+    def __getitem__(self, index) -> "NF4Tensor":
+        """One tensor (or a sub-stack) of a stack."""
+        if not self.stack:
+            raise IndexError("this NF4Tensor holds a single matrix: dequantize it to index its elements")
+        return jax.tree.map(lambda a: a[index], self)
+
+
+ARRAY_FIELDS = ("codes", "absmax", "nested_absmax", "nested_levels", "offset")
+STATIC_FIELDS = ("shape", "dtype", "codebook")
+
+
+def _arrays(tensor: NF4Tensor) -> tuple:
+    return tuple(getattr(tensor, name) for name in ARRAY_FIELDS)
+
+
+def row_layout(shape: tuple[int, int]) -> tuple[int, int]:
+    """(R, E): the rows that the packed arrays keep, and the elements in each (see NF4Tensor)."""
+    n, k = shape
+    return (n, k) if k % BLOCK == 0 else (1, n * k)
+
+
+def packed_shapes(
+    shape, dtype, *, double: bool, stack: tuple[int, ...] = (), codebook: str = "nf4"
+) -> NF4Tensor:
+    """The NF4Tensor of `jax.ShapeDtypeStruct`s that quantizing a `[*stack, N, K]` weight gives."""
+    rows, elements = row_layout(tuple(shape))
+    blocks = -(-elements // BLOCK)
+
+    def array(tail, dtype):
+        return jax.ShapeDtypeStruct((*stack, *tail), np.dtype(dtype))
+
+    nested = (None, None, None)
+    if double:
+        groups = -(-rows * blocks // NESTED_BLOCK)
+        nested = (array((groups,), np.float32), array((256,), np.float32), array((), np.float32))
+    return NF4Tensor(
+        array((rows, -(-elements // 2)), np.uint8),
+        array((rows, blocks), np.uint8 if double else np.float32),
+        *nested,
+        shape=tuple(shape),
+        dtype=str(jnp.dtype(dtype)),
+        codebook=codebook,
+    )
+
+
+def _flatten_with_keys(tensor: NF4Tensor):
+    children = [(jax.tree_util.GetAttrKey(name), getattr(tensor, name)) for name in ARRAY_FIELDS]
+    return children, tuple(getattr(tensor, name) for name in STATIC_FIELDS)
+
+
+def _unflatten(static, children) -> NF4Tensor:
+    # JAX, Optax and Orbax rebuild trees with masks, strings or None for leaves: no constructor, no checks.
+    tensor = object.__new__(NF4Tensor)
+    for name, value in zip(ARRAY_FIELDS + STATIC_FIELDS, (*children, *static), strict=True):
+        object.__setattr__(tensor, name, value)
+    return tensor
+
+
+def _flatten(tensor: NF4Tensor):
+    return _arrays(tensor), tuple(getattr(tensor, name) for name in STATIC_FIELDS)
+
+
+jax.tree_util.register_pytree_with_keys(NF4Tensor, _flatten_with_keys, _unflatten, _flatten)

@@ -1,0 +1,1 @@
+"""Fine-tuning: configuration, optimizer, step, loop, metrics and report."""

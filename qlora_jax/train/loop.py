@@ -1,0 +1,199 @@
+"""The training loop: steps, rows of metrics, evaluations, checkpoints, and an orderly stop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qlora_jax.data import eval_batches
+from qlora_jax.io.checkpoint import Checkpoints
+from qlora_jax.train.config import to_dict
+from qlora_jax.train.dataset import Dataset
+from qlora_jax.train.metrics import MetricsLog
+from qlora_jax.train.progress import Progress
+from qlora_jax.train.setup import Trainer
+from qlora_jax.train.signals import StopRequest
+from qlora_jax.train.step import TensorBatch, evaluate
+
+# Adds columns such as exact_match to an evaluation row.
+ExtraMetrics = Callable[[Trainer], dict[str, float]]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved. `signal` is the signal's number."""
+
+    def __init__(self, signal: int, step: int):
+        super().__init__(f"stopped by signal {signal} after step {step}; the same command continues from there")
+        self.signal = signal
+
+
+class Diverged(RuntimeError):
+    """A loss or a gradient that is no finite number."""
+
+
+class Loop:
+    """Drives a Trainer over a Dataset, from whatever step its checkpoints hold to `steps`."""
+
+    def __init__(self, trainer: Trainer, dataset: Dataset, folder: Path, steps: int, extra_metrics: ExtraMetrics | None):
+        self.trainer, self.dataset, self.folder, self.steps = trainer, dataset, folder, steps
+        self.extra_metrics = extra_metrics
+        self.section = trainer.config.train
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.section.keep, keep_best=self.section.keep_best)
+        self.compiled_bytes: int | None = None
+
+    def run(self) -> None:
+        """Runs to the end.
+
+        Raises:
+          Interrupted: SIGTERM or SIGINT came; a checkpoint of the last finished step is on disk.
+          Diverged: the loss is no finite number any more.
+        """
+        start = self._restore()
+        with (
+            StopRequest() as stop,
+            MetricsLog(self.folder, restored_step=start) as log,
+            Progress(self.steps, start_step=start, log_every=self.section.log_every) as progress,
+        ):
+            if start:
+                progress.note(f"continuing from the checkpoint of step {start}")
+            if start < self.steps:
+                step_fn = self._compile(progress)
+                for step in range(start, self.steps):
+                    self._one_step(step, step_fn, log, progress)
+                    if stop.signal is not None:
+                        self._save(step + 1, None)
+                        self.checkpoints.wait()
+                        raise Interrupted(stop.signal, step + 1)
+            self.checkpoints.wait()
+
+    def _one_step(self, step: int, step_fn, log: MetricsLog, progress: Progress) -> None:
+        trainer, began = self.trainer, time.monotonic()
+        batch = self.dataset.batches.at(step)
+        adapters, trainer.opt_state, metrics = step_fn(
+            trainer.parts.adapters, trainer.opt_state, trainer.parts.base, _on_device(batch), self._key(step)
+        )
+        trainer.parts = trainer.parts._replace(adapters=adapters)
+        row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        done = step + 1
+        rate = int((batch.segment_ids > 0).sum()) / (time.monotonic() - began)
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+            raise Diverged(self._divergence(done, row))
+        if done % self.section.log_every == 0 or done == self.steps:
+            log.write({"step": done, **row, "learning_rate": float(trainer.schedule(step)), "tokens_per_second": rate})
+        progress.update(done, loss=row["loss"], tokens_per_second=rate)
+        last = done == self.steps
+        evaluated = self._evaluate(done, log, progress) if self._due(done, self.section.eval_every) or last else None
+        if last or evaluated or self._due(done, self.section.save_every):
+            self._save(done, evaluated)
+
+    @staticmethod
+    def _due(step: int, every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _evaluate(self, step: int, log: MetricsLog, progress: Progress) -> dict[str, float] | None:
+        if not self.dataset.eval_documents:
+            return None
+        loss, _ = evaluate(self.trainer.eval_step, self.trainer.parts, self._eval_batches())
+        row = {"eval_loss": loss, **(self.extra_metrics(self.trainer) if self.extra_metrics else {})}
+        log.write({"step": step, **row})
+        progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
+        return row
+
+    def evaluate_before(self) -> dict[str, float]:
+        """The evaluation row of the untrained adapters, written as step 0 when the run is new."""
+        if self.checkpoints.steps:
+            return {}
+        with MetricsLog(self.folder) as log, Progress(self.steps) as progress:
+            return self._evaluate(0, log, progress) or {}
+
+    def _eval_batches(self) -> Iterator[Any]:
+        return eval_batches(
+            self.dataset.eval_documents,
+            seq_len=self.section.seq_len,
+            batch_size=self.section.batch_size,
+            pad_id=self.dataset.batches.pad_id,
+        )
+
+    def _key(self, step: int) -> jax.Array | None:
+        """The step's dropout key: a function of seed and step, so that a resumed run draws the same."""
+        if self.trainer.config.lora.dropout == 0 or self.trainer.config.method == "full":
+            return None
+        return jax.random.fold_in(jax.random.key(self.trainer.config.seed), step)
+
+    def _compile(self, progress: Progress):
+        """The train step compiled for the run's only batch shape; says so, because the first time takes a while."""
+        trainer = self.trainer
+        progress.note("compiling the train step (a second start finds it in the cache) …")
+        began = time.monotonic()
+        batch = _on_device(self.dataset.batches.at(0))
+        arguments = (trainer.parts.adapters, trainer.opt_state, trainer.parts.base, batch)
+        compiled = trainer.train_step.lower(*arguments, self._key(0)).compile()
+        memory = compiled.memory_analysis()
+        if memory is not None:
+            sizes = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+            self.compiled_bytes = sizes - memory.alias_size_in_bytes
+        progress.note(f"compiled in {time.monotonic() - began:.1f} s")
+        return compiled
+
+    def _restore(self) -> int:
+        """Puts the chosen checkpoint's state into the trainer and returns its step; 0 for a fresh start."""
+        resume, steps = self.section.resume, self.checkpoints.steps
+        if resume == "none" and steps:
+            raise ValueError(
+                f"train.resume=none, but {self.folder} holds checkpoints of steps {steps}: choose another output_dir"
+            )
+        if isinstance(resume, int) and resume and resume not in steps:
+            raise ValueError(f"train.resume={resume}: {self.folder} holds checkpoints of steps {steps or 'none'}")
+        step = resume if isinstance(resume, int) else (steps[-1] if steps else 0)
+        if step:
+            self._check_base(self.checkpoints.meta(step))
+            trainer = self.trainer
+            adapters, trainer.opt_state = self.checkpoints.restore(step, trainer.parts.adapters, trainer.opt_state)
+            trainer.parts = trainer.parts._replace(adapters=adapters)
+        return step
+
+    def _check_base(self, meta: dict[str, Any]) -> None:
+        found, recorded = self.trainer.loaded.content_hash, meta["base_hash"]
+        if found != recorded:
+            raise ValueError(
+                f"the checkpoints in {self.folder} were trained on a base with content hash {recorded}, but "
+                f"model.path={self.trainer.config.model.path!r} has {found}: point model.path at the original base"
+            )
+
+    def _save(self, step: int, metrics: dict[str, float] | None) -> None:
+        trainer = self.trainer
+        epoch, index = divmod(step, len(self.dataset.batches))
+        meta = {
+            "step": step,
+            "base_hash": trainer.loaded.content_hash,
+            "rng": {"seed": trainer.config.seed, "fold_in": step},
+            "data": {"seed": trainer.config.seed, "epoch": epoch, "batch": index},
+            "config": to_dict(trainer.config),
+        }
+        try:
+            self.checkpoints.save(step, trainer.parts.adapters, trainer.opt_state, meta, metrics)
+        except OSError as error:
+            raise _cannot_save(self.folder, step, error) from error
+
+    def _divergence(self, step: int, row: dict[str, float]) -> str:
+        saved = self.checkpoints.steps
+        return (
+            f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}: training has diverged. "
+            f"The last good checkpoint is of step {saved[-1] if saved else 'none'}; lower optim.learning_rate "
+            f"(now {self.trainer.config.optim.learning_rate}) or use model.dtype=bf16 or fp32, and check the data"
+        )
+
+
+def _cannot_save(folder: Path, step: int, error: OSError) -> OSError:
+    return OSError(
+        error.errno, f"cannot save the checkpoint of step {step} ({error.strerror}): free space, then run the same command",
+        str(folder),
+    )
+
+
+def _on_device(batch) -> TensorBatch:
+    return TensorBatch(*(jnp.asarray(array) for array in batch))

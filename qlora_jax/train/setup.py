@@ -1,0 +1,111 @@
+"""From a configuration to everything a run needs: model, adapters, optimizer and jitted steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+
+from qlora_jax.io.build import Quantization
+from qlora_jax.io.hf import LoadedModel, load_model, random_model, read_config, resolve_folder
+from qlora_jax.lora import LoraConfig, Target
+from qlora_jax.models.adapters import add_adapters
+from qlora_jax.models.config import DTYPES
+from qlora_jax.models.layers import Frozen
+from qlora_jax.train.config import Config
+from qlora_jax.train.optimizer import adamw, learning_rate
+from qlora_jax.train.step import Parts, make_eval_step, make_train_step, masked_optimizer, split_model
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """The state of a run and the functions that move it.
+
+    Attributes:
+      loaded: the base model, its content hash and folder.
+      parts: structure, adapters (replaced after every step) and base.
+      targets: adapted modules by Hugging Face path; empty in a full fine-tune.
+      opt_state: Optax state over `(adapters, base)`, empty at the base's leaves.
+    """
+
+    config: Config
+    loaded: LoadedModel
+    parts: Parts
+    targets: dict[str, Target]
+    opt_state: Any
+    schedule: optax.Schedule
+    train_step: Callable[..., Any]
+    eval_step: Callable[..., Any]
+
+
+def lora_config(config: Config) -> LoraConfig:
+    """The adapters that the configuration asks for."""
+    section = config.lora
+    return LoraConfig(
+        rank=section.rank,
+        alpha=section.alpha,
+        dropout=section.dropout,
+        targets=section.targets,
+        variant=section.variant,
+        rank_pattern=section.rank_pattern,
+        alpha_pattern=section.alpha_pattern,
+    )
+
+
+def quantization(config: Config) -> Quantization | None:
+    """How the base is packed; None for the methods that train or keep it as it is."""
+    if config.method != "qlora":
+        return None
+    return Quantization(double=config.quant.double, lm_head=config.quant.lm_head == "nf4")
+
+
+def load_base(config: Config, folder: Path | None) -> LoadedModel:
+    """The base model of the configuration; `folder` is its resolved folder, None for random weights."""
+    options = dict(dtype=DTYPES[config.model.dtype], kind=nnx.Param if config.method == "full" else Frozen)
+    packed = quantization(config)
+    if config.model.weights == "random":
+        geometry = read_config(folder or Path(config.model.geometry))
+        return random_model(geometry, config.seed, quantization=packed, **options)
+    return load_model(folder, quant="none" if packed is None else "nf4", quantization=packed, **options)
+
+
+def base_folder(config: Config) -> Path | None:
+    """The local folder of config.model.path; None for random weights of a geometry."""
+    if config.model.weights == "random" and config.model.geometry:
+        return None
+    return resolve_folder(config.model.path)
+
+
+def check_length(config: Config, max_position: int) -> None:
+    """Refuses sequences longer than the model was made for, unless model.max_position lifts the limit."""
+    limit = config.model.max_position or max_position
+    if config.train.seq_len > limit:
+        raise ValueError(
+            f"train.seq_len={config.train.seq_len} is longer than the model's {limit} positions: lower it, "
+            f"or lift the limit with --config.model.max_position={config.train.seq_len}"
+        )
+
+
+def make_trainer(config: Config, folder: Path | None, steps: int) -> Trainer:
+    """Loads the base, adds the adapters and builds the jitted steps of a run of `steps` optimizer steps."""
+    loaded = load_base(config, folder)
+    targets = {}
+    if config.method != "full":
+        targets = add_adapters(loaded.model, lora_config(config), jax.random.key(config.seed))
+    parts = split_model(loaded.model)
+    schedule = learning_rate(config.optim, steps)
+    optimizer = masked_optimizer(adamw(config.optim, schedule), parts)
+    section = config.train
+    return Trainer(
+        config=config,
+        loaded=loaded,
+        parts=parts,
+        targets=targets,
+        opt_state=optimizer.init((parts.adapters, parts.base)),
+        schedule=schedule,
+        train_step=make_train_step(parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk),
+        eval_step=make_eval_step(parts.graphdef, loss_chunk=section.loss_chunk),
+    )
