@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_jax.data import check_vocabulary, load_tokenizer
 from qlora_jax.io.build import Quantization
-from qlora_jax.io.hf import load_model, resolve_folder
+from qlora_jax.io.hf import load_model, read_config, resolve_folder
 from qlora_jax.io.peft import attach_adapter, read_adapter
 from qlora_jax.models.config import DTYPES
 from qlora_jax.train.step import Parts, split_model
@@ -43,10 +43,11 @@ class Ready:
 def prepare_model(options: argparse.Namespace) -> Ready:
     """Loads what the arguments name. Raises the loaders' ValueError, FileNotFoundError or NotImplementedError."""
     folder = resolve_folder(options.model)
+    geometry = read_config(folder)
     tokenizer = load_tokenizer(str(folder))
+    check_vocabulary(tokenizer, geometry.vocab_size)
     adapter = read_adapter(Path(options.adapter)) if options.adapter else None
     loaded = load_model(folder, dtype=DTYPES[options.dtype], quant=options.quant, quantization=Quantization())
-    check_vocabulary(tokenizer, loaded.model.config.vocab_size)
     if adapter is not None:
         attach_adapter(loaded.model, adapter, base_hash=loaded.content_hash)
-    return Ready(split_model(loaded.model), tokenizer, folder, loaded.model.config.max_position)
+    return Ready(split_model(loaded.model), tokenizer, folder, geometry.max_position)

@@ -198,8 +198,4 @@ def _common_turn(turn: str, rest: str, content: str) -> str:
 def _overlaps(offsets: Sequence[Span], spans: Sequence[Span]) -> NDArray[np.bool_]:
     """Whether each token holds a character of some span: bool `[T]`."""
     starts, ends = np.array(offsets).reshape(-1, 2).T
-    starts = np.minimum(
-        starts, np.concatenate([[0], ends[:-1]])
-    )  # some tokenizers trim spaces off their offsets
-    ends = np.maximum(ends, starts + 1)  # a token of no width stands for the character after it
     return np.logical_or.reduce([(starts < stop) & (ends > begin) for begin, stop in spans])

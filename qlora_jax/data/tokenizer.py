@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-# A transformers tokenizer. Any, because importing transformers takes seconds and only load_tokenizer needs it, and
-# because what its methods return depends on their flags.
+# A transformers tokenizer. Any, because importing transformers takes seconds and only load_tokenizer needs
+# it, and because what its methods return depends on their flags.
 Tokenizer = Any
 
 

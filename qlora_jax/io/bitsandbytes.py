@@ -18,6 +18,11 @@ def is_nf4(tensors: TensorFolder, name: str) -> bool:
     return any(f"{name}.{STATE}{kind}" in tensors.names for kind in ("nf4", "fp4"))
 
 
+def nf4_dtype(tensors: TensorFolder, name: str, shape: tuple[int, int]) -> str:
+    """What a packed weight is dequantized to, from the JSON beside it; raises as `read_nf4` does."""
+    return _state(tensors, name, shape)["dtype"]
+
+
 def quantization_config(*, double: bool, dtype: str) -> dict[str, Any]:
     """What config.json says of weights that `write_nf4` packed; `dtype` is that of the arithmetic."""
     return {
@@ -45,7 +50,7 @@ def read_nf4(tensors: TensorFolder, name: str, shape: tuple[int, int]) -> NF4Ten
       shape: (N, K) that the model expects.
 
     Raises:
-      ValueError: another 4-bit type, block size, codebook or shape, or a part that is absent or has the wrong size.
+      ValueError: another 4-bit type, block size, codebook or shape; a part that is absent or of another size.
     """
     state = _state(tensors, name, shape)
     double = "nested_offset" in state
@@ -63,15 +68,16 @@ def read_nf4(tensors: TensorFolder, name: str, shape: tuple[int, int]) -> NF4Ten
 
 def write_nf4(name: str, tensor: NF4Tensor) -> dict[str, np.ndarray]:
     """The tensors that bitsandbytes reads one packed (not stacked) weight `name` from."""
-    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK}
+    state |= {"dtype": tensor.dtype, "shape": list(tensor.shape)}
     parts = {
         name: np.asarray(tensor.codes).reshape(-1, 1),
         f"{name}.absmax": np.asarray(tensor.absmax).reshape(-1),
         f"{name}.quant_map": CODEBOOKS[tensor.codebook],
     }
     if tensor.double:
-        nested = {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": float(tensor.offset)}
-        state |= nested
+        state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"}
+        state["nested_offset"] = float(tensor.offset)
         parts[f"{name}.nested_absmax"] = np.asarray(tensor.nested_absmax)
         parts[f"{name}.nested_quant_map"] = np.asarray(tensor.nested_levels)
     parts[f"{name}.{STATE}nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
@@ -99,8 +105,8 @@ def _check_levels(tensors: TensorFolder, name: str) -> None:
     levels = tensors.read(f"{name}.quant_map")
     if levels.tobytes() != CODEBOOKS["nf4"].tobytes():
         raise ValueError(
-            f"{tensors.file(name)}: the quant_map of {name!r} is not the NF4 codebook (it begins {levels[:2].tolist()}): "
-            f"quantize the model again from its 16-bit weights"
+            f"{tensors.file(name)}: the quant_map of {name!r} is not the NF4 codebook (it begins "
+            f"{levels[:2].tolist()}): quantize the model again from its 16-bit weights"
         )
 
 

@@ -62,6 +62,15 @@ def build_model(
     return Decoder(config, values, kind)
 
 
+def abstract_model(config: ModelConfig) -> Decoder:
+    """A decoder whose weights are shapes only, for what needs its structure but not its values."""
+    values = {}
+    for path, spec in parameter_specs(config).items():
+        stack = (config.num_layers,) if path.startswith(STACK) else ()
+        values[path] = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.bfloat16)
+    return Decoder(config, values)
+
+
 def random_read(config: ModelConfig, seed: int) -> Read:
     """Random weights instead of a checkpoint's: N(0, 0.02²), norms one and biases zero, for benchmarks."""
 

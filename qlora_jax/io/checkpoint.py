@@ -48,14 +48,16 @@ class Checkpoints:
         """What `save` was given as `meta`."""
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
-    def restore(self, step: int, adapters: Any, opt_state: Any) -> tuple[Any, Any]:
-        """The trees of a step, in the structure, dtypes and placement of those given."""
-        items = ocp.args.Composite(
-            adapters=ocp.args.StandardRestore(_leaves(adapters)),
-            optimizer=ocp.args.StandardRestore(_leaves(opt_state)),
-        )
-        restored = self._manager.restore(step, args=items)
-        return _like(adapters, restored["adapters"]), _like(opt_state, restored["optimizer"])
+    def restore(self, step: int, **trees: Any) -> dict[str, Any]:
+        """The named items ("adapters", "optimizer") of a step, in the structure, dtypes and placement of those given."""
+        items = {name: ocp.args.StandardRestore(_leaves(tree)) for name, tree in trees.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return {name: _like(tree, restored[name]) for name, tree in trees.items()}
+
+    @staticmethod
+    def steps_in(folder: Path) -> list[int]:
+        """Steps of the complete checkpoints in a folder, oldest first."""
+        return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises what went wrong while writing it."""

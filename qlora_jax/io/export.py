@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qlora_jax.io.bitsandbytes import is_nf4, quantization_config, read_nf4, write_nf4
+from qlora_jax.io.bitsandbytes import is_nf4, nf4_dtype, quantization_config, read_nf4, write_nf4
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import check_names, read_config
@@ -30,10 +30,17 @@ MERGES = {
     "original": "added to the original weights",
     "dequantized": "added to the weights after NF4 quantization and back, which are those it was trained on",
 }
-# What a folder needs beside its weights: how to generate and tokenize, and the licence that goes with the model.
+# What a folder needs beside its weights: how to generate and to tokenize, and the model's licence.
 COMPANIONS = (
     *("generation_config.json", "tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+    *(
+        "added_tokens.json",
+        "chat_template*",
+        "additional_chat_templates",
+        "LICENSE*",
+        "NOTICE*",
+        "USE_POLICY*",
+    ),
 )
 
 
@@ -81,11 +88,11 @@ def export_merged(
     W + scale · B·A is added in float32 and cast once. Holds one shard's tensors in memory.
 
     Args:
-      into: which W: "original", the folder's weights; or "dequantized", those that QLoRA training saw: every decoder
-        projection, adapted or not, quantized to NF4 and back (or as the folder holds it packed).
+      into: which W: "original", the folder's weights; or "dequantized", those that QLoRA training saw: every
+        decoder projection, adapted or not, quantized to NF4 and back (or as the folder holds it packed).
       double, lm_head: how training quantized (see Quantization); for "dequantized".
-      dtype: of everything written; each tensor's own where None. "dequantized" casts before it quantizes, as loading
-        for training does.
+      dtype: of everything written; each tensor's own where None. "dequantized" casts before it quantizes, as
+        loading for training does.
 
     Raises:
       ValueError: another `into`, a packed base with "original", or an adapter for another base.
@@ -97,8 +104,8 @@ def export_merged(
     packed = next((w for w in base.weights if w.packed), None)
     if packed and into == "original":
         raise ValueError(
-            f"{base.folder} holds {packed.name!r} in 4 bits, not its original: give the folder of the original weights, "
-            f"or merge into 'dequantized'"
+            f"{base.folder} holds {packed.name!r} in 4 bits, not its original: give the folder of the "
+            f"original weights, or merge into 'dequantized'"
         )
     quantization = Quantization(double=double, lm_head=lm_head) if into == "dequantized" else None
 
@@ -123,8 +130,8 @@ def export_bnb4(
 ) -> None:
     """Writes the base in bitsandbytes' 4-bit format: every decoder projection in NF4, the rest as it is.
 
-    With an adapter, it is added into the original weights first; quantizing the sum then loses part of it. Serve the
-    4-bit base and the adapter side by side where that matters.
+    With an adapter, it is added into the original weights first; quantizing the sum then loses part of it.
+    Serve the 4-bit base and the adapter side by side where that matters.
 
     Raises:
       ValueError: a base that is packed already, or an adapter for another base.
@@ -132,7 +139,9 @@ def export_bnb4(
     """
     base = _open(Path(base_folder), adapter)
     if any(w.packed for w in base.weights):
-        raise ValueError(f"{base.folder} holds 4-bit weights already: give the folder of the original weights")
+        raise ValueError(
+            f"{base.folder} holds 4-bit weights already: give the folder of the original weights"
+        )
 
     def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
         value = _merged(base, weight, value, None, weight.dtype)
@@ -168,7 +177,7 @@ def _open(folder: Path, adapter: Adapter | None) -> Base:
 
 def _weight(tensors: TensorFolder, name: str, path: str, spec: Spec) -> Weight:
     if is_nf4(tensors, name):
-        return Weight(name, path, spec, read_nf4(tensors, name, spec.shape).dtype, True)
+        return Weight(name, path, spec, nf4_dtype(tensors, name, spec.shape), True)
     dtype, shape = tensors.dtype(name), tensors.shape(name)
     if dtype not in ("BF16", "F16", "F32") or shape != spec.shape:
         raise ValueError(
@@ -234,5 +243,6 @@ def _write_companions(base: Base, folder: Path, dtype: str, quantization: dict |
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     for pattern in COMPANIONS:
         for file in base.folder.glob(pattern):
-            shutil.copy(file, folder) if file.is_file() else shutil.copytree(file, folder / file.name)
+            copy = shutil.copytree if file.is_dir() else shutil.copyfile
+            copy(file, folder / file.name)
     (folder / "README.md").write_text(card)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def new_folder(out: str | Path, *, needed: int, replaceable: Collection[str] = ()) -> Iterator[Path]:
-    """Gives a temporary sibling of `out` to write into, which takes its place when the block ends without an error.
+    """Gives a temporary sibling of `out` to write into; it becomes `out` when the block ends without error.
 
     Args:
       out: absent, empty, or holding nothing but files named in `replaceable`, which are then replaced.

@@ -79,9 +79,9 @@ def resolve_folder(path: str) -> Path:
     Raises:
       FileNotFoundError: neither a folder nor a name that the Hub answers for.
     """
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return Path(path)
-    if not path or path.count("/") != 1 or path.startswith((".", "/", "~")):
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise FileNotFoundError(f"model.path={path!r} is no folder: give a folder with a Hugging Face model, or ORG/NAME")
     try:
         return Path(snapshot_download(path, allow_patterns=DOWNLOADED))

@@ -59,6 +59,11 @@ def _on_the_hub(base: str) -> bool:
 
 def _card(*, title: str, base: str, library: str, tags: list[str], text: str, code: list[str]) -> str:
     head = [f"base_model: {base}"] if _on_the_hub(base) else []
-    head += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags)]
+    head += [
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
     lines = ["---", *head, "---", "", f"# {title}", "", f"Base model: `{_base_name(base)}`. {text}", ""]
     return "\n".join([*lines, "```python", *code, "```", ""])

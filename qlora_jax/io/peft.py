@@ -41,7 +41,7 @@ class Adapter:
 
     Attributes:
       lora: how it was made; `lora.targets` as its folder says it.
-      weights: A `[r, K]` and B `[N, r]` (float32, bfloat16 or float16, finite) of each adapted module by its path.
+      weights: A `[r, K]` and B `[N, r]` of each adapted module by path: float32, bfloat16 or float16, finite.
       base: the model that it was trained on, a Hub name or a path; None where the folder does not say.
       base_hash: that model's content hash; None in folders that PEFT wrote.
       extra: what else was recorded beside it, such as how the base was quantized.
@@ -69,7 +69,7 @@ def write_adapter(
     base_hash: str | None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the adapters of `model` as a folder that PEFT loads, in place of an adapter that is there already.
+    """Writes the adapter of `model` as a folder that PEFT loads, in place of one that is there already.
 
     Args:
       targets: the adapted modules, as `add_adapters` and `attach_adapter` return them.
@@ -81,7 +81,11 @@ def write_adapter(
       ValueError: `targets` are not the modules that have an adapter.
     """
     weights = _adapter_weights(model, targets)
-    tensors = {f"{PREFIX}{name}.lora_{m}.weight": v for name, pair in weights.items() for m, v in zip("AB", pair, strict=True)}
+    tensors = {
+        f"{PREFIX}{name}.lora_{matrix}.weight": value
+        for name, pair in weights.items()
+        for matrix, value in zip("AB", pair, strict=True)
+    }
     settings = to_peft(lora, targets, linear_modules(model.config), base)
     needed = sum(value.nbytes for value in tensors.values())
     parameters = sum(value.size for value in tensors.values())
@@ -97,7 +101,7 @@ def read_adapter(folder: str | Path) -> Adapter:
 
     Raises:
       FileNotFoundError: no such folder, or a file of it is absent.
-      ValueError: pickled, damaged or non-finite weights, or shapes that do not fit the ranks of the configuration.
+      ValueError: pickled, damaged or non-finite weights, or shapes that do not fit the configuration's ranks.
       NotImplementedError: another method than LoRA and rsLoRA on linear layers.
     """
     folder = Path(folder)
@@ -137,25 +141,36 @@ def check_base(adapter: Adapter, base_hash: str | None) -> None:
     """Refuses an adapter that records another base than the one with this content hash. Raises ValueError."""
     if None not in (adapter.base_hash, base_hash) and adapter.base_hash != base_hash:
         raise ValueError(
-            f"adapter for another base: it was trained on {adapter.base!r} with content hash {adapter.base_hash}, this base "
-            f"has {base_hash}: give the base it was trained on (or delete its {RECORD} to skip this check)"
+            f"adapter for another base: it was trained on {adapter.base!r} with content hash "
+            f"{adapter.base_hash}, this base has {base_hash}: give the base it was trained on (or delete its "
+            f"{RECORD} to skip this check)"
         )
 
 
 def check_fits(adapter: Adapter, config: ModelConfig) -> None:
     """Refuses an adapter whose modules or shapes are not the model's. Raises ValueError."""
     modules = linear_modules(config)
-    shapes = {hf_name(path, i): spec.shape for path, spec in parameter_specs(config).items() for i in range(config.num_layers)}
+    layers, specs = range(config.num_layers), parameter_specs(config)
+    shapes = {hf_name(path, layer): spec.shape for path, spec in specs.items() for layer in layers}
     for name, (A, B) in adapter.weights.items():
         if name not in modules:
-            raise ValueError(f"the adapter has weights for {name!r}, which this {config.family} model lacks: give its own base")
+            raise ValueError(
+                f"the adapter has weights for {name!r}, which this {config.family} model of "
+                f"{config.num_layers} layers lacks: give the adapter's own base"
+            )
         n, k = shapes[f"{name}.weight"]
         for matrix, got, want in (("A", A, (A.shape[0], k)), ("B", B, (n, A.shape[0]))):
             if got.shape != want:
-                raise ValueError(f"lora_{matrix} of {name!r} is {got.shape}, this model needs {want}: give the adapter's own base")
+                raise ValueError(
+                    f"lora_{matrix} of {name!r} is {got.shape}, this model needs {want}: "
+                    f"give the adapter's own base"
+                )
     absent = sorted(resolve_targets(adapter.lora, modules).keys() - adapter.weights.keys())
     if absent:
-        raise ValueError(f"the adapter's target_modules cover {absent[0]!r}, but it has no weights for it: it is incomplete")
+        raise ValueError(
+            f"the adapter's target_modules cover {absent[0]!r}, for which it has no weights: "
+            f"save the adapter again"
+        )
 
 
 def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str, Pair]:
@@ -178,23 +193,29 @@ def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str,
 
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give one that PEFT or qlora-jax wrote an adapter to")
+        raise FileNotFoundError(
+            f"{folder} is not a folder: give one with an adapter of PEFT's or qlora-jax's"
+        )
     if (folder / PICKLE).exists() and not (folder / WEIGHTS).exists():
         raise ValueError(
-            f"{folder / PICKLE} is a pickle, which can run code when it is read: save the adapter again as {WEIGHTS} "
-            f"(save_pretrained with safe_serialization=True)"
+            f"{folder / PICKLE} is a pickle, which can run code when it is read: save the adapter again as "
+            f"{WEIGHTS} (save_pretrained with safe_serialization=True)"
         )
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).exists():
-            raise FileNotFoundError(f"{folder} holds no {file}: give a folder that PEFT or qlora-jax wrote an adapter to")
+            raise FileNotFoundError(
+                f"{folder} holds no {file}: give a folder with an adapter of PEFT's or qlora-jax's"
+            )
 
 
 def _load(file: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        size = file.stat().st_size
-        raise ValueError(f"{file} ({size} bytes) is truncated or no safetensors file ({error}): copy it again") from error
+        raise ValueError(
+            f"{file} ({file.stat().st_size} bytes) is truncated or no safetensors file ({error}): "
+            f"copy it again"
+        ) from error
 
 
 def _pairs(file: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Pair]:
@@ -203,18 +224,32 @@ def _pairs(file: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Pair]:
     for key, value in sorted(tensors.items()):
         match = KEY.fullmatch(key)
         if not match:
-            raise NotImplementedError(f"{file}: tensor {key!r} is not supported, only lora_A and lora_B of linear layers are")
-        if value.ndim != 2 or value.dtype not in DTYPES:
-            raise ValueError(f"{file}: {key!r} is {value.dtype} {value.shape}, expected a float32, float16 or bfloat16 matrix")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{file}: {key!r} holds NaN or infinite values: take an earlier checkpoint of this adapter")
+            raise NotImplementedError(
+                f"{file}: tensor {key!r} is not supported, only lora_A and lora_B of linear layers are "
+                f"(PEFT's save_pretrained(save_embedding_layers=False) leaves whole embeddings out)"
+            )
+        _check_values(file, key, value)
         matrices.setdefault(match["module"], {})[match["matrix"]] = value
     if not matrices:
         raise ValueError(f"{file} holds no tensors: save the adapter again")
     for module, found in matrices.items():
         if len(found) == 1:
-            raise ValueError(f"{file} holds lora_{min(found)} of {module!r} without its counterpart: save the adapter again")
+            raise ValueError(
+                f"{file} holds lora_{min(found)} of {module!r} without its counterpart: "
+                f"save the adapter again"
+            )
     return {module: (found["A"], found["B"]) for module, found in matrices.items()}
+
+
+def _check_values(file: Path, key: str, value: np.ndarray) -> None:
+    if value.ndim != 2 or value.dtype not in DTYPES:
+        raise ValueError(
+            f"{file}: {key!r} is {value.dtype} {value.shape}, expected a float32, float16 or bfloat16 matrix"
+        )
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"{file}: {key!r} holds NaN or infinite values: take an earlier checkpoint of the adapter"
+        )
 
 
 def _check_ranks(folder: Path, lora: LoraConfig, weights: Mapping[str, Pair]) -> None:
@@ -222,10 +257,16 @@ def _check_ranks(folder: Path, lora: LoraConfig, weights: Mapping[str, Pair]) ->
     targets = resolve_targets(lora, list(weights)) if lora.targets else {}
     for name, (A, B) in weights.items():
         if name not in targets:
-            raise ValueError(f"{folder}: {WEIGHTS} has weights for {name!r}, which target_modules in {CONFIG} does not cover")
+            raise ValueError(
+                f"{folder}: {WEIGHTS} has weights for {name!r}, which target_modules in {CONFIG} does not "
+                f"cover: save the adapter again"
+            )
         rank = targets[name].rank
         if (A.shape[0], B.shape[1]) != (rank, rank):
-            raise ValueError(f"{folder}: {name!r} has A {A.shape} and B {B.shape}, but {CONFIG} gives it rank {rank}")
+            raise ValueError(
+                f"{folder}: {name!r} has A {A.shape} and B {B.shape}, but {CONFIG} gives it rank {rank}: "
+                f"save the adapter again"
+            )
 
 
 def _stacked(adapter: Adapter, config: ModelConfig, path: str, own: Mapping[str, Target]) -> LoRA:

@@ -14,15 +14,17 @@ REQUIRED = ("r", "lora_alpha", "target_modules")
 # Settings under which A and B alone do not give PEFT's result.
 UNSUPPORTED = (
     *("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_replication", "target_parameters"),
-    *("trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config"),
-    *("monteclora_config", "velora_config"),
+    *("trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config"),
+    *("kasa_config", "monteclora_config", "velora_config"),
 )
 # Initializations that leave the base model's weights as they were.
 INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
-def to_peft(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str], base: str) -> dict[str, Any]:
-    """The content of adapter_config.json for the adapted modules `targets` of a model with linear layers `modules`."""
+def to_peft(
+    lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str], base: str
+) -> dict[str, Any]:
+    """adapter_config.json for the adapted modules `targets` of a model whose linear layers are `modules`."""
     exact = _exact(lora, targets, modules)
     return {
         "alpha_pattern": {name: _number(alpha) for name, alpha in exact.alpha_pattern.items()},
@@ -67,7 +69,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 def from_peft(settings: Mapping[str, Any], modules: Sequence[str]) -> LoraConfig:
     """The configuration of an adapter that has weights for `modules`."""
-    lora = LoraConfig(
+    return LoraConfig(
         rank=settings["r"],
         alpha=settings["lora_alpha"],
         dropout=settings.get("lora_dropout", 0.0),
@@ -76,7 +78,6 @@ def from_peft(settings: Mapping[str, Any], modules: Sequence[str]) -> LoraConfig
         rank_pattern=settings.get("rank_pattern") or {},
         alpha_pattern=settings.get("alpha_pattern") or {},
     )
-    return lora
 
 
 def _refuse_unsupported(file: Path, settings: Mapping[str, Any]) -> None:
@@ -85,17 +86,19 @@ def _refuse_unsupported(file: Path, settings: Mapping[str, Any]) -> None:
         if settings.get(key):
             raise NotImplementedError(f"{file}: {key}={settings[key]!r} is not supported, {supported}")
     if settings.get("bias", "none") != "none":
-        raise NotImplementedError(f"{file}: bias={settings['bias']!r} is not supported, {supported} (bias='none')")
+        raise NotImplementedError(
+            f"{file}: bias={settings['bias']!r} is not supported, {supported} (bias='none')"
+        )
     initial = settings.get("init_lora_weights")
     if initial not in INITIALIZATIONS:
         raise NotImplementedError(
-            f"{file}: init_lora_weights={initial!r} changes the base model's weights: convert the adapter with PEFT's "
-            f"save_pretrained(path_initial_model_for_weight_conversion=…)"
+            f"{file}: init_lora_weights={initial!r} changes the base model's weights: convert the adapter "
+            f"with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"
         )
 
 
 def _targets(settings: Mapping[str, Any], modules: Sequence[str]) -> str | tuple[str, ...]:
-    """target_modules, or the modules themselves where other settings narrow it or it names more than the model had."""
+    """target_modules; the modules themselves where another setting narrows it."""
     targets = settings["target_modules"]
     if settings.get("exclude_modules") or settings.get("layers_to_transform") is not None:
         return tuple(modules)
@@ -106,13 +109,13 @@ def _targets(settings: Mapping[str, Any], modules: Sequence[str]) -> str | tuple
 
 
 def _exact(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str]) -> LoraConfig:
-    """`lora` with module names that give exactly `targets`: their last parts where these suffice, else whole paths."""
+    """`lora` naming exactly `targets`: by the last parts of their paths where these suffice, else by all."""
     # The file's keys are sorted, and the first pattern that matches wins.
-    patterns: Any = {key: dict(sorted(getattr(lora, key).items())) for key in ("rank_pattern", "alpha_pattern")}
+    ranks, alphas = dict(sorted(lora.rank_pattern.items())), dict(sorted(lora.alpha_pattern.items()))
     suffixes = tuple(sorted({name.rsplit(".", 1)[-1] for name in targets}))
     paths = tuple(sorted(targets))
     for names in (suffixes, paths):
-        candidate = dataclasses.replace(lora, targets=names, **patterns)
+        candidate = dataclasses.replace(lora, targets=names, rank_pattern=ranks, alpha_pattern=alphas)
         if resolve_targets(candidate, modules) == targets:
             return candidate
     ranks = {name: targets[name].rank for name in paths}

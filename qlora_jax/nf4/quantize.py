@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from qlora_jax.nf4.codebook import CODEBOOKS, dynamic_map, thresholds
@@ -11,6 +12,9 @@ from qlora_jax.nf4.tensor import BLOCK, NESTED_BLOCK, NF4Tensor, row_layout
 
 SOURCE_DTYPES = ("bfloat16", "float16", "float32")
 ZERO_CODE = 7
+# What bitsandbytes stores as the scale of a partial block of zeros.
+ZERO_BLOCK_SCALE = np.float32(1e-38)
+TINY = np.finfo(np.float32).tiny  # below it, XLA's arithmetic takes a number for 0
 
 
 @functools.partial(jax.jit, static_argnames=("double", "dtype", "codebook"))
@@ -36,7 +40,12 @@ def quantize(
         raise ValueError(f"quantize takes {', '.join(SOURCE_DTYPES)}, got {weight.dtype}")
     blocks = _in_blocks(weight)
     absmax = jnp.abs(blocks).max(-1)
-    codes = _nearest_codes(blocks, absmax, codebook)
+    scaled = _scaled(blocks, absmax)
+    if weight.size % BLOCK:
+        # bitsandbytes divides in a partial last block, where it multiplies by the reciprocal in all others.
+        absmax = absmax.at[:, -1].set(_without_zeros(absmax[:, -1]))
+        scaled = scaled.at[:, -1].set(jnp.where(absmax[:, -1:] >= TINY, blocks[:, -1] / absmax[:, -1:], 0))
+    codes = _nearest_codes(jnp.clip(scaled, -1, 1), codebook)
     packed = _pack(codes.reshape(codes.shape[0], -1)[:, : row_layout(weight.shape)[1]])
     scales = _quantize_scales(absmax) if double else (absmax,)
     return NF4Tensor.create(
@@ -81,6 +90,12 @@ def _rounded(product: Array) -> Array:
     return jnp.maximum(product, jnp.finfo(product.dtype).min)
 
 
+def _on_lookup_grid(scaled: Array) -> Array:
+    """Values in [-1, 1] on the grid of 65,536 points by which bitsandbytes' CPU code looks up the nearest level."""
+    half = np.float32(32767.5)
+    return jnp.floor(_rounded((scaled + 1) * half) + np.float32(0.5)) / half - 1
+
+
 def _in_blocks(weight: Array) -> Array:
     """float32 `[R, blocks, 64]`; a last partial block is filled with zeros, which change no scale."""
     rows, elements = row_layout(weight.shape)
@@ -89,15 +104,26 @@ def _in_blocks(weight: Array) -> Array:
     return flat.reshape(rows, -1, BLOCK).astype(jnp.float32)
 
 
-def _nearest_codes(blocks: Array, absmax: Array, codebook: str) -> Array:
-    """uint8 codes; a value on a threshold takes the lower one.
+def _without_zeros(absmax: Array) -> Array:
+    """Replaces zeros by ZERO_BLOCK_SCALE, by its bits: it is subnormal, and XLA's arithmetic would flush it to 0."""
+    bits = jax.lax.bitcast_convert_type(absmax, jnp.uint32)
+    bits = jnp.where(bits == 0, ZERO_BLOCK_SCALE.view(np.uint32), bits)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _scaled(blocks: Array, absmax: Array) -> Array:
+    """Blocks times the reciprocal of their scale; a block of zeros stays zero."""
+    empty = absmax < TINY
+    inverse = jnp.where(empty, 0, 1 / jnp.where(empty, 1, absmax))
+    return blocks * inverse[..., None]
+
+
+def _nearest_codes(scaled: Array, codebook: str) -> Array:
+    """uint8 codes of values in [-1, 1]; a value on a threshold takes the lower one.
 
     Counting thresholds needs one byte an element; an argmin over 16 distances would need 64.
     """
-    # A block of zeros must not divide by zero: its codes are those of 0.
-    inverse = jnp.where(absmax > 0, 1 / jnp.where(absmax > 0, absmax, 1), 0)
-    scaled = jnp.clip(blocks * inverse[..., None], -1, 1)
-    codes = jnp.zeros(blocks.shape, jnp.uint8)
+    codes = jnp.zeros(scaled.shape, jnp.uint8)
     for threshold in thresholds(CODEBOOKS[codebook]):
         codes += (scaled > threshold).astype(jnp.uint8)
     return codes
@@ -124,7 +150,7 @@ def _quantize_scales(absmax: Array) -> tuple[Array, Array, Array, Array]:
     nested_absmax = jnp.abs(grouped).max(-1)
     inverse = jnp.where(nested_absmax > 0, 1 / jnp.where(nested_absmax > 0, nested_absmax, 1), 0)
     levels = dynamic_map()
-    index = jnp.searchsorted(jnp.asarray(thresholds(levels)), grouped * inverse[:, None])
+    index = jnp.searchsorted(jnp.asarray(thresholds(levels)), _on_lookup_grid(grouped * inverse[:, None]))
     index = jnp.where(nested_absmax[:, None] > 0, index, 0)  # equal scales: any code decodes right; theirs is 0
     codes = index.reshape(-1)[: centred.size].reshape(absmax.shape).astype(jnp.uint8)
     return codes, nested_absmax, jnp.asarray(levels), offset

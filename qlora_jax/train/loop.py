@@ -152,8 +152,9 @@ class Loop:
         if step:
             self._check_base(self.checkpoints.meta(step))
             trainer = self.trainer
-            adapters, trainer.opt_state = self.checkpoints.restore(step, trainer.parts.adapters, trainer.opt_state)
-            trainer.parts = trainer.parts._replace(adapters=adapters)
+            state = self.checkpoints.restore(step, adapters=trainer.parts.adapters, optimizer=trainer.opt_state)
+            trainer.opt_state = state["optimizer"]
+            trainer.parts = trainer.parts._replace(adapters=state["adapters"])
         return step
 
     def _check_base(self, meta: dict[str, Any]) -> None:

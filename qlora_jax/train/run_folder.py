@@ -1,12 +1,15 @@
 """The folder of a run: what it holds, and whether a start may go on in it."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from qlora_jax.io.checkpoint import Checkpoints
 from qlora_jax.train.config import Config, to_dict
 
 RECORD = "config.json"
+CHECKPOINTS = "checkpoints"
 
 # Fields that may differ when a run is continued: they change how long or how it is watched, not what is learned.
 MAY_CHANGE = {
@@ -36,10 +39,43 @@ def check_run_folder(config: Config) -> Path:
         raise ValueError("config.output_dir is not set: pass --config.output_dir=FOLDER for this run's files")
     folder = Path(config.output_dir)
     if (folder / RECORD).exists():
-        _refuse_other_run(folder / RECORD, config)
+        _refuse_other_run(folder, config)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"config.output_dir={str(folder)!r} is not empty and holds no run: choose another folder")
     return folder
+
+
+def start_step(config: Config) -> int:
+    """The step whose checkpoint the run goes on from, by train.resume; 0 for a fresh start.
+
+    Raises:
+      ValueError: train.resume names a step that has no checkpoint, or is "none" where there are some.
+    """
+    resume, folder = config.train.resume, Path(config.output_dir)
+    steps = Checkpoints.steps_in(folder / CHECKPOINTS)
+    if resume == "none" and steps:
+        raise ValueError(f"train.resume=none, but {folder} holds checkpoints of steps {steps}: choose another output_dir")
+    if isinstance(resume, int) and resume and resume not in steps:
+        raise ValueError(f"train.resume={resume}: {folder} holds checkpoints of steps {steps or 'none'}")
+    return resume if isinstance(resume, int) else max(steps, default=0)
+
+
+def check_same_base(config: Config, step: int, content_hash: str) -> None:
+    """Refuses to go on from the checkpoint of `step` on a base with another content hash. Raises ValueError."""
+    folder = Path(config.output_dir)
+    with closing(open_checkpoints(config)) as checkpoints:
+        recorded = checkpoints.meta(step)["base_hash"]
+    if recorded != content_hash:
+        raise ValueError(
+            f"the checkpoints in {folder} were trained on a base with content hash {recorded}, but "
+            f"model.path={config.model.path!r} has {content_hash}: point model.path at the original base"
+        )
+
+
+def open_checkpoints(config: Config) -> Checkpoints:
+    """The checkpoints of the run folder; creates their folder."""
+    section = config.train
+    return Checkpoints(Path(config.output_dir) / CHECKPOINTS, keep=section.keep, keep_best=section.keep_best)
 
 
 def record_run(config: Config) -> None:
@@ -51,13 +87,25 @@ def record_run(config: Config) -> None:
     fresh.replace(record)
 
 
-def _refuse_other_run(record: Path, config: Config) -> None:
-    before, now = _flat(json.loads(record.read_text())), _flat(json.loads(json.dumps(to_dict(config))))
+def read_record(folder: Path) -> dict[str, Any]:
+    """The settings in a run folder's config.json. ValueError where it is not a run's."""
+    record = folder / RECORD
+    try:
+        settings = json.loads(record.read_text())
+    except ValueError:  # no JSON, or no text
+        settings = None
+    if not isinstance(settings, dict) or "method" not in settings:
+        raise ValueError(f"{record} is damaged or no run's configuration: choose another folder")
+    return settings
+
+
+def _refuse_other_run(folder: Path, config: Config) -> None:
+    before, now = _flat(read_record(folder)), _flat(json.loads(json.dumps(to_dict(config))))
     changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
     if changed:
         listing = "; ".join(f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in changed[:4])
         raise ValueError(
-            f"{record.parent} holds another run ({listing}): choose another --config.output_dir, or delete that folder"
+            f"{folder} holds another run ({listing}): choose another --config.output_dir, or delete that folder"
         )
 
 

@@ -13,6 +13,7 @@ def test_best_fit_decreasing():
 
 def test_equal_lengths_keep_their_order():
     assert pack([4] * 100, 8) == [[i, i + 1] for i in range(0, 100, 2)]
+    assert pack([3, 4] * 50, 7) == [[i, 99 - i] for i in range(1, 100, 2)]
 
 
 def test_full_rows_stay_alone():

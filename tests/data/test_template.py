@@ -209,15 +209,23 @@ def test_tool_calls_reach_the_template(chatml):
     assert runs[1] == ("learned", ["bye", "<|im_end|>"])
 
 
-def test_a_given_template_replaces_the_tokenizers(plain, llama3):
+def test_a_given_template_replaces_the_tokenizers(llama3):
     built_in = load_chat_template("chatml")
     runs = spell(encode(chat(*TURN), llama3, seq_len=64, chat_template=built_in), llama3)
     assert runs[0][1][0] == "<|begin|>"
     assert runs[0][1].count("<|begin|>") == 1
     assert runs[1][1][:3] == ["hello", " ", "there"]
     assert runs[1][1][-1] == "<|eot_id|>"  # <|im_end|> is ordinary text to this tokenizer, so eos follows it
-    assert plain.chat_template is None
-    assert encode(chat(*TURN), plain, seq_len=64, chat_template=built_in).scored.any()
+
+
+def test_a_turns_end_that_is_no_special_token_is_learned_with_its_line_break(plain):
+    built_in = load_chat_template("chatml")
+    runs = spell(encode(chat(*TWO_TURNS), plain, seq_len=64, chat_template=built_in), plain)
+    end = ["<unk>", "<unk>", "<unk>", "\n"]  # "<|", "im_end", "|>"
+    assert [run for kind, run in runs if kind == "learned"] == [
+        ["hello", " ", "there", *end],
+        ["fine", *end, "</s>"],
+    ]
 
 
 def test_built_in_chatml_needs_no_bos(chatml):

@@ -1,0 +1,58 @@
+"""`scripts/export.py`: turn a run into an adapter folder or a merged model."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qlora_jax.cli import environment
+from qlora_jax.cli.errors import reports_errors
+
+FORMATS = {
+    "peft": "the adapter alone, for PEFT",
+    "merged": "the whole model with the adapter added in",
+    "bnb4": "the merged model, quantized to NF4 again for bitsandbytes",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser("export.py", description="Write a run's result in a format other tools read.")
+    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="the run's output_dir")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--format", required=True, choices=tuple(FORMATS), help="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
+    )
+    parser.add_argument(
+        "--merge-into",
+        choices=("original", "dequantized"),
+        default="original",
+        help="merged: add to the original weights, or to the dequantized ones that training saw",
+    )
+    parser.add_argument("--step", type=int, help="export this checkpoint instead of the run's final state")
+    parser.add_argument("--model", metavar="DIR|HUB_ID", help="the base, where it is not at the run's model.path any more")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="merged: of the weights; the base's own by default")
+    return parser
+
+
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the folder and says where."""
+    environment.prepare()
+    options = parser().parse_args(argv)
+    from qlora_jax.cli import exporting
+
+    run, out = Path(options.run), Path(options.out)
+    config = exporting.read_run(run)
+    if config.method == "full":
+        exporting.copy_full(run, out, options.format, options.step)
+    else:
+        adapter = exporting.adapter_folder(run, config, options.step)
+        try:
+            exporting.export(config, adapter, out, options)
+        finally:
+            if options.step is not None:
+                shutil.rmtree(adapter.parent)
+    print(f"wrote {out}: {FORMATS[options.format]}", file=sys.stderr)
+    return 0

@@ -1,0 +1,91 @@
+"""From a run folder to what export.py writes."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from qlora_jax.io.build import abstract_model
+from qlora_jax.io.checkpoint import Checkpoints
+from qlora_jax.io.export import export_bnb4, export_merged
+from qlora_jax.io.folder import new_folder
+from qlora_jax.io.hf import read_config, resolve_folder
+from qlora_jax.io.peft import read_adapter, write_adapter
+from qlora_jax.models.adapters import add_adapters
+from qlora_jax.models.config import DTYPES
+from qlora_jax.train.config import Config, from_dict
+from qlora_jax.train.run_folder import CHECKPOINTS, open_checkpoints, read_record
+from qlora_jax.train.setup import lora_config
+from qlora_jax.train.step import split_model
+
+LOSES = "note: quantizing after merging loses part of the fine-tune; the 4-bit base with the adapter beside it keeps it all"
+
+
+def read_run(run: Path) -> Config:
+    """The configuration of a run folder. FileNotFoundError where there is none."""
+    record = run / "config.json"
+    if not record.exists():
+        raise FileNotFoundError(f"{run} is no run folder (it holds no config.json): give the output_dir of train.py")
+    return from_dict(read_record(run))
+
+
+def adapter_folder(run: Path, config: Config, step: int | None) -> Path:
+    """The run's final adapter; or that of a checkpoint, written to a temporary folder for the caller to remove."""
+    if step is not None:
+        return _checkpoint_adapter(run, config, step)
+    if not (run / "adapter").exists():
+        steps = Checkpoints.steps_in(run / "checkpoints")
+        raise FileNotFoundError(f"{run} has not finished: continue it, or pass --step with one of its checkpoints {steps}")
+    return run / "adapter"
+
+
+def export(config: Config, adapter: Path, out: Path, options: argparse.Namespace) -> None:
+    """Writes `out` in `options.format`. Raises what the writers raise."""
+    if options.format == "peft":
+        with new_folder(out, needed=sum(file.stat().st_size for file in adapter.iterdir())) as partial:
+            shutil.copytree(adapter, partial, dirs_exist_ok=True)
+        return
+    base = resolve_folder(options.model or config.model.path)
+    if options.format == "bnb4":
+        print(LOSES, file=sys.stderr)
+        export_bnb4(base, out, read_adapter(adapter), double=config.quant.double)
+        return
+    export_merged(
+        base,
+        read_adapter(adapter),
+        out,
+        into=options.merge_into,
+        double=config.quant.double,
+        lm_head=config.quant.lm_head == "nf4",
+        dtype=options.dtype and DTYPES[options.dtype],
+    )
+
+
+def copy_full(run: Path, out: Path, form: str, step: int | None) -> None:
+    """The model of a full fine-tune, which is a Hugging Face folder already."""
+    if form != "merged" or step is not None:
+        raise ValueError("a run with method=full has no adapter: --format merged, without --step, copies its final model")
+    model = run / "model"
+    if not model.exists():
+        raise FileNotFoundError(f"{run} has not finished: continue it with the same command")
+    with new_folder(out, needed=sum(file.stat().st_size for file in model.iterdir())) as partial:
+        shutil.copytree(model, partial, dirs_exist_ok=True)
+
+
+def _checkpoint_adapter(run: Path, config: Config, step: int) -> Path:
+    """The adapter of a checkpoint in PEFT's format; the base's shapes are enough to build it."""
+    source = Path(config.model.geometry) if config.model.weights == "random" else resolve_folder(config.model.path)
+    model = abstract_model(read_config(source))
+    targets = add_adapters(model, lora_config(config), jax.random.key(config.seed))
+    parts = split_model(model)
+    checkpoints = Checkpoints(run / "checkpoints", keep=config.train.keep, keep_best=config.train.keep_best)
+    if step not in checkpoints.steps:
+        raise ValueError(f"--step {step}: {run} holds checkpoints of steps {checkpoints.steps}")
+    meta = checkpoints.meta(step)
+    model = parts._replace(adapters=checkpoints.restore(step, adapters=parts.adapters)["adapters"]).merge()
+    folder = Path(tempfile.mkdtemp(prefix="qlora-jax-")) / "adapter"
+    write_adapter(folder, model, lora_config(config), targets, base=config.model.path, base_hash=meta["base_hash"])
+    return folder

@@ -1,0 +1,14 @@
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def base(checkpoint, tmp_path_factory):
+    """A folder with a bfloat16 Llama of three layers and a few of a tokenizer's files."""
+    folder = shutil.copytree(checkpoint(dtype="bfloat16"), tmp_path_factory.mktemp("models") / "base")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "LICENSE.txt").write_text("licence")
+    (folder / "notes.txt").write_text("not part of a model")
+    return folder

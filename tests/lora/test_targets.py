@@ -1,0 +1,121 @@
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qlora_jax.io.build import abstract_model
+from qlora_jax.io.hf import read_config
+from qlora_jax.lora import LoraConfig, Target, resolve_targets
+from qlora_jax.models import count_parameters, linear_modules
+from qlora_jax.models.adapters import TRAINABLE, adapter_count, add_adapters
+
+SEVEN_B = Path("configs/geometry/llama-2-7b.json")
+MODULES = [f"model.layers.{i}.{p}" for i in range(2) for p in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")]
+MODULES.append("lm_head")
+
+
+def test_seven_billion_rank_8_on_q_and_v():
+    config = read_config(SEVEN_B)
+    targets = resolve_targets(LoraConfig(rank=8, targets=("q_proj", "v_proj")), linear_modules(config))
+    assert adapter_count(config, targets) == 4_194_304
+    assert count_parameters(config) == 6_738_415_616
+    assert f"{adapter_count(config, targets) / count_parameters(config):.2%}" == "0.06%"
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all-linear", MODULES[:-1]),
+        (("q_proj",), [MODULES[0], MODULES[3]]),
+        (("mlp.up_proj", "lm_head"), [MODULES[2], MODULES[5], "lm_head"]),
+        (r".*layers\.1\..*_proj", MODULES[3:6]),
+        (("model.layers.0.mlp.up_proj",), [MODULES[2]]),
+    ],
+)
+def test_what_a_target_matches(targets, expected):
+    assert list(resolve_targets(LoraConfig(targets=targets), MODULES)) == expected
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj"), ("proj",), r"q_proj", "all_linear"])
+def test_a_target_that_matches_nothing_lists_what_could(targets):
+    with pytest.raises(ValueError, match=r"matches no module. Names that can be matched: lm_head, q_proj, up_proj, v_proj"):
+        resolve_targets(LoraConfig(targets=targets), MODULES)
+
+
+def test_exceptions_to_rank_and_alpha():
+    config = LoraConfig(
+        rank=8, alpha=16, rank_pattern={"up_proj": 2, r"layers\.1\.self_attn\.q_proj": 32}, alpha_pattern={"v_proj": 4}
+    )
+    assert resolve_targets(config, MODULES) == {
+        MODULES[0]: Target(8, 2.0),
+        MODULES[1]: Target(8, 0.5),
+        MODULES[2]: Target(2, 8.0),
+        MODULES[3]: Target(32, 0.5),
+        MODULES[4]: Target(8, 0.5),
+        MODULES[5]: Target(2, 8.0),
+    }
+
+
+def test_rslora_scales_by_the_root_of_the_rank():
+    config = LoraConfig(rank=16, alpha=8, variant="rslora", targets=("q_proj",))
+    assert resolve_targets(config, MODULES)[MODULES[0]] == Target(16, 8 / math.sqrt(16))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(rank=0), "ranks must be at least 1, got self.rank=0"),
+        (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (dict(variant="dora"), "one of lora, rslora, got 'dora'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**settings)
+
+
+@pytest.fixture
+def tiny(checkpoint):
+    return abstract_model(read_config(checkpoint("llama")))
+
+
+def adapters(model, config):
+    add_adapters(model, config, jax.random.key(0))
+    return nnx.to_pure_dict(nnx.split(model, TRAINABLE, ...)[1])
+
+
+def test_the_whole_adapter_tree(tiny):
+    tree = jax.tree.map(lambda a: (a.shape, str(a.dtype)), adapters(tiny, LoraConfig(rank=4, targets=("q_proj", "down_proj"))))
+    assert tree == {
+        "layers": {
+            "self_attn": {"q_proj": {"lora": {"A": ((3, 4, 64), "float32"), "B": ((3, 64, 4), "float32")}}},
+            "mlp": {"down_proj": {"lora": {"A": ((3, 4, 128), "float32"), "B": ((3, 64, 4), "float32")}}},
+        }
+    }
+
+
+def test_initial_values_are_pefts(tiny):
+    pair = adapters(tiny, LoraConfig(rank=16, targets=("down_proj",)))["layers"]["mlp"]["down_proj"]["lora"]
+    bound = 1 / math.sqrt(128)
+    assert float(jnp.abs(pair["B"]).max()) == 0
+    assert float(jnp.abs(pair["A"]).max()) <= bound
+    assert float(jnp.std(pair["A"])) == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    assert len({float(a) for a in pair["A"][:, 0, 0]}) == 3  # every layer draws its own
+
+
+def test_another_target_moves_no_one_elses_values(checkpoint):
+    config = read_config(checkpoint("llama"))
+    alone = adapters(abstract_model(config), LoraConfig(rank=4, targets=("q_proj",)))
+    among = adapters(abstract_model(config), LoraConfig(rank=4))
+    pick = lambda tree: np.asarray(tree["layers"]["self_attn"]["q_proj"]["lora"]["A"])  # noqa: E731
+    np.testing.assert_array_equal(pick(alone), pick(among))
+
+
+def test_unequal_ranks_are_padded_with_zeros(tiny):
+    config = LoraConfig(rank=2, targets=r".*layers\.[01]\..*q_proj", rank_pattern={r"layers\.1\.self_attn\.q_proj": 4})
+    A = adapters(tiny, config)["layers"]["self_attn"]["q_proj"]["lora"]["A"]
+    assert [int((np.abs(layer).sum(1) > 0).sum()) for layer in np.asarray(A)] == [2, 4, 0]

@@ -1,0 +1,138 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qlora_jax.io.build import Quantization
+from qlora_jax.io.hf import random_model
+from qlora_jax.models import Decoder, ModelConfig, count_parameters, parameter_specs
+from qlora_jax.models.cache import EMPTY, empty_cache
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=97,
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+    max_position=256,
+    windows=(0, 6, 0),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(CONFIG, 0, dtype="float32", quantization=Quantization()).model
+
+
+def tokens(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 97, shape), jnp.int32)
+
+
+def test_a_packed_document_has_the_logits_it_has_alone(model):
+    lengths = [9, 17, 6]
+    documents = [tokens(1, n, seed=n) for n in lengths]
+    packed = jnp.concatenate([*documents, jnp.zeros((1, 8), jnp.int32)], axis=1)
+    segments = jnp.asarray([[s for s, n in enumerate(lengths, 1) for _ in range(n)] + [0] * 8])
+    positions = jnp.asarray([[i for n in [*lengths, 8] for i in range(n)]])
+    logits, start = model(packed, positions, segments), 0
+    for document, length in zip(documents, lengths, strict=True):
+        np.testing.assert_allclose(logits[:, start : start + length], model(document), rtol=1e-5, atol=1e-5)
+        start += length
+
+
+def test_without_segments_documents_would_see_each_other(model):
+    both = tokens(1, 20)
+    apart = model(both, jnp.asarray([[*range(10), *range(10)]]), jnp.asarray([[1] * 10 + [2] * 10]))
+    assert float(jnp.abs(apart[:, 10:] - model(both)[:, 10:]).max()) > 1e-2
+
+
+def test_padding_does_not_change_the_tokens_before_it(model):
+    text = tokens(1, 12)
+    padded = jnp.pad(text, ((0, 0), (0, 5)))
+    segments = jnp.asarray([[1] * 12 + [0] * 5])
+    np.testing.assert_allclose(model(padded, None, segments)[:, :12], model(text), rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_hides_what_lies_further_back():
+    windowed = random_model(CONFIG, 0, dtype="float32", quantization=None).model
+    wide = Decoder(
+        ModelConfig(**{**vars(CONFIG), "windows": (0, 0, 0)}),
+        {path: _value(windowed, path) for path in parameter_specs(CONFIG)},
+    )
+    text = tokens(1, 12)
+    np.testing.assert_allclose(windowed(text)[:, :6], wide(text)[:, :6], rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(windowed(text)[:, 7:] - wide(text)[:, 7:]).max()) > 1e-4
+
+
+def _value(model, path):
+    node = model
+    for name in path.split("."):
+        node = getattr(node, name)
+    return node.get_value()
+
+
+def test_steps_through_the_cache_equal_the_whole_text(model):
+    text = tokens(2, 11)
+    whole = model(text)
+    cache = empty_cache(CONFIG, 2, 16, jnp.float32)
+    positions = jnp.broadcast_to(jnp.arange(11, dtype=jnp.int32), (2, 11))
+    hidden, cache = model.step(text[:, :5], positions[:, :5], cache)
+    pieces = [model.logits(hidden)]
+    for i in range(5, 11):
+        hidden, cache = model.step(text[:, i : i + 1], positions[:, i : i + 1], cache)
+        pieces.append(model.logits(hidden))
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-4)
+    assert int(cache.length) == 11
+
+
+def test_left_padding_in_the_cache_is_invisible(model):
+    text = tokens(1, 6)
+    padded = jnp.pad(text, ((0, 0), (3, 0)))
+    positions = jnp.asarray([[EMPTY] * 3 + list(range(6))], jnp.int32)
+    hidden, _ = model.step(padded, positions, empty_cache(CONFIG, 1, 12, jnp.float32))
+    np.testing.assert_allclose(model.logits(hidden)[:, 3:], model(text), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialization_changes_no_gradient(model, remat):
+    from qlora_jax.lora import LoraConfig
+    from qlora_jax.models.adapters import TRAINABLE, add_adapters
+
+    adapted = nnx.clone(model)
+    add_adapters(adapted, LoraConfig(rank=4), jax.random.key(0))
+    graphdef, adapters, base = nnx.split(adapted, TRAINABLE, ...)
+    adapters = jax.tree.map(lambda a: a + 0.01, adapters)
+    text = tokens(2, 16)
+
+    def loss(adapters, remat):
+        return jnp.sum(jnp.sin(nnx.merge(graphdef, adapters, base).hidden(text, remat=remat)))
+
+    plain = jax.jit(jax.grad(loss), static_argnums=1)(adapters, "none")
+    kept = jax.jit(jax.grad(loss), static_argnums=1)(adapters, remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), plain, kept)
+
+
+def test_strict_dtype_promotion(model):
+    with jax.numpy_dtype_promotion("strict"):
+        jax.jit(lambda t: model(t))(tokens(1, 8))
+
+
+def test_values_must_be_the_whole_table():
+    with pytest.raises(ValueError, match=r"differing: \['norm.weight'\]"):
+        Decoder(CONFIG, {path: jnp.zeros(1) for path in parameter_specs(CONFIG) if path != "norm.weight"})
+
+
+def test_a_config_is_checked():
+    with pytest.raises(ValueError, match=r"self.num_heads=4 must be a multiple of self.num_kv_heads=3"):
+        ModelConfig(**{**vars(CONFIG), "num_kv_heads": 3})
+
+
+def test_parameters_are_counted_once():
+    tied = ModelConfig(**{**vars(CONFIG), "tie_embeddings": True})
+    assert count_parameters(CONFIG) - count_parameters(tied) == 97 * 64
