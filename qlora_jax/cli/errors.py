@@ -1,6 +1,7 @@
 """What a command prints when something is wrong: one line, and an exit code."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -21,7 +22,17 @@ def reports_errors(main: Main) -> Main:
         except (ValueError, OSError, RuntimeError) as error:
             if os.environ.get("QLORA_JAX_TRACEBACK"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_words(error)}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 128 + signal.SIGINT
 
     return run
+
+
+def _words(error: Exception) -> str:
+    """The message; the system's own errors without their number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

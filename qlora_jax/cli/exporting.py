@@ -34,10 +34,12 @@ def read_run(run: Path) -> Config:
 
 def adapter_folder(run: Path, config: Config, step: int | None) -> Path:
     """The run's final adapter; or that of a checkpoint, written to a temporary folder for the caller to remove."""
+    steps = Checkpoints.steps_in(run / CHECKPOINTS)
     if step is not None:
+        if step not in steps:
+            raise ValueError(f"--step {step}: {run} holds checkpoints of steps {steps}")
         return _checkpoint_adapter(run, config, step)
     if not (run / "adapter").exists():
-        steps = Checkpoints.steps_in(run / "checkpoints")
         raise FileNotFoundError(f"{run} has not finished: continue it, or pass --step with one of its checkpoints {steps}")
     return run / "adapter"
 
@@ -53,6 +55,8 @@ def export(config: Config, adapter: Path, out: Path, options: argparse.Namespace
         print(LOSES, file=sys.stderr)
         export_bnb4(base, out, read_adapter(adapter), double=config.quant.double)
         return
+    # Training saw the dequantized weights in the run's dtype; the original ones keep the folder's.
+    name = options.dtype or (config.model.dtype if options.merge_into == "dequantized" else None)
     export_merged(
         base,
         read_adapter(adapter),
@@ -60,7 +64,7 @@ def export(config: Config, adapter: Path, out: Path, options: argparse.Namespace
         into=options.merge_into,
         double=config.quant.double,
         lm_head=config.quant.lm_head == "nf4",
-        dtype=options.dtype and DTYPES[options.dtype],
+        dtype=name and DTYPES[name],
     )
 
 
@@ -81,9 +85,7 @@ def _checkpoint_adapter(run: Path, config: Config, step: int) -> Path:
     model = abstract_model(read_config(source))
     targets = add_adapters(model, lora_config(config), jax.random.key(config.seed))
     parts = split_model(model)
-    checkpoints = Checkpoints(run / "checkpoints", keep=config.train.keep, keep_best=config.train.keep_best)
-    if step not in checkpoints.steps:
-        raise ValueError(f"--step {step}: {run} holds checkpoints of steps {checkpoints.steps}")
+    checkpoints = open_checkpoints(run, config)
     meta = checkpoints.meta(step)
     model = parts._replace(adapters=checkpoints.restore(step, adapters=parts.adapters)["adapters"]).merge()
     folder = Path(tempfile.mkdtemp(prefix="qlora-jax-")) / "adapter"

@@ -20,7 +20,7 @@ from qlora_jax.train.loop import Interrupted, Loop
 from qlora_jax.train.metrics import read_rows
 from qlora_jax.train.progress import memory_in_use
 from qlora_jax.train.report import Sample, write_report
-from qlora_jax.train.run_folder import check_run_folder, record_run
+from qlora_jax.train.run_folder import check_run_folder, check_same_base, explains_full_disk, record_run, start_step
 from qlora_jax.train.setup import Trainer, base_folder, check_length, lora_config, make_trainer
 
 BEFORE = "samples_before.json"
@@ -31,7 +31,7 @@ def train(config: Config) -> int:
 
     Everything that can be wrong with the input is checked before the run folder is written.
     """
-    folder = check_run_folder(config)
+    folder, start = check_run_folder(config), start_step(config)
     source = base_folder(config)
     geometry = read_config(source or Path(config.model.geometry))
     check_length(config, geometry.max_position)
@@ -39,18 +39,21 @@ def train(config: Config) -> int:
     dataset = _dataset(config, tokenizer, geometry)
     steps = config.train.steps or math.ceil(config.train.epochs * len(dataset.batches))
     trainer = make_trainer(config, source, steps)
-    record_run(config)
+    if start:
+        check_same_base(config, start, trainer.loaded.content_hash)
     _say(f"{config.method}: {_trainable(trainer, geometry)}; {steps} steps; {memory_in_use()}")
-    loop = Loop(trainer, dataset, folder, steps, _exact_match(config, dataset, tokenizer))
-    before = _samples_before(config, folder, trainer, dataset, tokenizer, loop)
-    try:
-        loop.run()
-    except Interrupted as stop:
-        _say(str(stop))
-        return 128 + stop.signal
-    _save_result(config, folder, trainer, source)
-    samples = _samples(config, trainer, dataset, tokenizer, before)
-    _report(config, folder, loop, trainer, geometry, samples)
+    with explains_full_disk(folder):
+        record_run(config)
+        loop = Loop(trainer, dataset, folder, steps, _exact_match(config, dataset, tokenizer))
+        before = _samples_before(config, folder, trainer, dataset, tokenizer, loop)
+        try:
+            loop.run()
+        except Interrupted as stop:
+            _say(str(stop))
+            return 128 + stop.signal
+        _save_result(config, folder, trainer, source)
+        samples = _samples(config, trainer, dataset, tokenizer, before)
+        _report(config, folder, loop, trainer, geometry, samples)
     return 0
 
 

@@ -18,7 +18,7 @@ def is_nf4(tensors: TensorFolder, name: str) -> bool:
     return any(f"{name}.{STATE}{kind}" in tensors.names for kind in ("nf4", "fp4"))
 
 
-def nf4_dtype(tensors: TensorFolder, name: str, shape: tuple[int, int]) -> str:
+def nf4_dtype(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> str:
     """What a packed weight is dequantized to, from the JSON beside it; raises as `read_nf4` does."""
     return _state(tensors, name, shape)["dtype"]
 
@@ -42,7 +42,7 @@ def quantization_config(*, double: bool, dtype: str) -> dict[str, Any]:
     }
 
 
-def read_nf4(tensors: TensorFolder, name: str, shape: tuple[int, int]) -> NF4Tensor:
+def read_nf4(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> NF4Tensor:
     """One packed weight, with the maps and the offset that the file holds.
 
     Args:
@@ -84,7 +84,7 @@ def write_nf4(name: str, tensor: NF4Tensor) -> dict[str, np.ndarray]:
     return parts
 
 
-def _state(tensors: TensorFolder, name: str, shape: tuple[int, int]) -> dict[str, Any]:
+def _state(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """The JSON beside a weight, checked."""
     where = f"{tensors.file(name)}: {name!r}"
     if f"{name}.{STATE}fp4" in tensors.names:

@@ -1,10 +1,15 @@
 """Checkpoints of a run with Orbax: the adapters and the optimizer's state, never the base."""
 
+import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+# What Orbax writes beside the arrays: indexes, shardings, metadata.
+OVERHEAD = 500_000
 
 
 class Checkpoints:
@@ -26,6 +31,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             best_fn=_negative_loss,
         )
+        self._folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     @property
@@ -34,15 +40,34 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, adapters: Any, opt_state: Any, meta: dict[str, Any], metrics: dict | None = None) -> None:
-        """Starts writing a checkpoint. `meta` is JSON: base hash, seed, data position, configuration."""
+        """Starts writing a checkpoint. `meta` is JSON: base hash, seed, data position, configuration.
+
+        Raises:
+          OSError: too little room on the disk (ENOSPC); nothing of this checkpoint is left behind.
+        """
         if step in self._manager.all_steps():
             return
+        self._check_room(adapters, opt_state)
         items = ocp.args.Composite(
             adapters=ocp.args.StandardSave(_leaves(adapters)),
             optimizer=ocp.args.StandardSave(_leaves(opt_state)),
             meta=ocp.args.JsonSave(meta),
         )
         self._manager.save(step, args=items, metrics=metrics)
+
+    def _check_room(self, *trees: Any) -> None:
+        """A disk that fills up while Orbax writes makes its threads print a hundred tracebacks: look before."""
+        self.wait()
+        needed = OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"a checkpoint needs {needed:,} bytes, {free:,} are free")
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: a run that goes on from `step` will write them again."""
+        for later in self.steps:
+            if later > step:
+                self._manager.delete(later)
 
     def meta(self, step: int) -> dict[str, Any]:
         """What `save` was given as `meta`."""

@@ -17,7 +17,8 @@ from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import check_names, read_config
 from qlora_jax.io.model_card import model_card
 from qlora_jax.io.peft import Adapter, check_base, check_fits
-from qlora_jax.io.safetensors import DTYPES, ContentHash, TensorFolder
+from qlora_jax.io.identity import BaseIdentity, record_source
+from qlora_jax.io.safetensors import DTYPES, TensorFolder
 from qlora_jax.io.shards import SHARD_BYTES, write_shards
 from qlora_jax.lora import Target
 from qlora_jax.lora.merge import merged
@@ -155,7 +156,9 @@ def export_bnb4(
         text += f" A LoRA adapter was {MERGES['original']} before they were quantized."
     dtype = _dtype(base)
     with new_folder(out, needed=needed) as partial:
-        _write(base, partial, convert, shard_bytes)
+        identity = _write(base, partial, convert, shard_bytes)
+        if adapter is None:
+            record_source(partial, identity)
         card = model_card("4-bit model", _base_id(base), text, tags=("bitsandbytes", "4-bit"))
         _write_companions(base, partial, dtype, quantization_config(double=double, dtype=dtype), card)
 
@@ -186,20 +189,21 @@ def _weight(tensors: TensorFolder, name: str, path: str, spec: Spec) -> Weight:
     return Weight(name, path, spec, str(np.dtype(DTYPES[dtype])), False)
 
 
-def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> None:
-    content = ContentHash()
+def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str:
+    """Writes every weight as `convert` gives it and returns the base's identity."""
+    identity = BaseIdentity(base.tensors)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for weight in base.weights:
-            raw = base.tensors.read(weight.name)
-            content.add(weight.name, raw)
+            raw = identity.read(weight.name)
             value = read_nf4(base.tensors, weight.name, weight.spec.shape) if weight.packed else raw
             yield from convert(weight, value).items()
 
     write_shards(folder, tensors(), shard_bytes)
     # The hash is known once everything has been read; the folder is not in its place before.
     if base.adapter:
-        check_base(base.adapter, content.hexdigest())
+        check_base(base.adapter, identity.hexdigest())
+    return identity.hexdigest()
 
 
 def _merged(
@@ -211,7 +215,7 @@ def _merged(
     if isinstance(value, NF4Tensor):
         value = np.asarray(dequantize(value))
     module = weight.name.removesuffix(".weight")
-    if module in base.targets:
+    if base.adapter and module in base.targets:
         A, B = base.adapter.weights[module]
         value = merged(value.astype(np.float32), A, B, base.targets[module].scale)
     return value.astype(dtype)

@@ -13,7 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 
 from qlora_jax.io.bitsandbytes import is_nf4, read_nf4
 from qlora_jax.io.build import Quantization, build_model, random_read
-from qlora_jax.io.safetensors import ContentHash, TensorFolder
+from qlora_jax.io.identity import BaseIdentity
+from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.families import FAMILIES
@@ -57,14 +58,14 @@ def load_model(
     config = read_config(folder)
     tensors = TensorFolder(folder)
     check_names(config, tensors)
-    content = ContentHash()
+    identity = BaseIdentity(tensors)
 
     def read(name: str, spec: Spec) -> Any:
-        return _read(tensors, name, spec, content, unpack=quant == "none")
+        return _read(tensors, name, spec, identity, unpack=quant == "none")
 
     pack = (quantization or Quantization()) if quant == "nf4" else None
     model = build_model(config, read, dtype=dtype, quantization=pack, kind=kind)
-    return LoadedModel(model, content.hexdigest(), folder)
+    return LoadedModel(model, identity.hexdigest(), folder)
 
 
 def random_model(config: ModelConfig, seed: int, *, dtype: str, quantization: Quantization | None, kind=Frozen) -> LoadedModel:
@@ -133,9 +134,8 @@ def _harmless(name: str, config: ModelConfig, wanted: set[str]) -> bool:
     return tied or scales or name.endswith("rotary_emb.inv_freq")
 
 
-def _read(tensors: TensorFolder, name: str, spec: Spec, content: ContentHash, *, unpack: bool) -> Any:
-    raw = tensors.read(name)
-    content.add(name, raw)
+def _read(tensors: TensorFolder, name: str, spec: Spec, identity: BaseIdentity, *, unpack: bool) -> Any:
+    raw = identity.read(name)
     if is_nf4(tensors, name):
         packed = read_nf4(tensors, name, spec.shape)
         return dequantize(packed) if unpack else packed

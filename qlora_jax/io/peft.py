@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from qlora_jax.io.folder import new_folder
+from qlora_jax.io.identity import RECORD
 from qlora_jax.io.model_card import adapter_card
 from qlora_jax.io.peft_config import CONFIG, from_peft, read_settings, to_peft
 from qlora_jax.io.shards import write_safetensors
@@ -25,7 +26,6 @@ from qlora_jax.models.parameters import STACK, hf_name, linear_modules, paramete
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-RECORD = "qlora_jax.json"
 CARD = "README.md"
 PREFIX = "base_model.model."
 KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
@@ -281,8 +281,8 @@ def _stacked(adapter: Adapter, config: ModelConfig, path: str, own: Mapping[str,
         if name in own:
             a, b = adapter.weights[name]
             A[layer, : len(a)], B[layer, :, : len(a)], scale[layer] = a, b, own[name].scale
-    values = (A, B, scale) if path.startswith(STACK) else (A[0], B[0], scale[0])
-    return LoRA(*map(jnp.asarray, values), adapter.lora.dropout)
+    A, B, scale = (A, B, scale) if path.startswith(STACK) else (A[0], B[0], scale[0])
+    return LoRA(jnp.asarray(A), jnp.asarray(B), jnp.asarray(scale), adapter.lora.dropout)
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import xxhash
 from safetensors import SafetensorError, safe_open
 
 SINGLE = "model.safetensors"
@@ -57,6 +56,10 @@ class TensorFolder:
             raise ValueError(f"{self.folder} holds no tensor {name!r}")
         return self.folder / self._file_of[name]
 
+    def parts(self, name: str) -> list[str]:
+        """The tensors that belong to a packed weight beside its codes: those named `name.…`."""
+        return sorted(other for other in self._file_of if other.startswith(f"{name}."))
+
     def _locate(self) -> dict[str, str]:
         if (self.folder / INDEX).exists():
             return self._locate_shards()
@@ -91,24 +94,6 @@ class TensorFolder:
                     f"{self.folder / file} ({size} bytes) is truncated or no safetensors file ({error}): download it again"
                 ) from error
         return self._files[file]
-
-
-class ContentHash:
-    """Identity of a checkpoint: a digest over every tensor's name, dtype, shape and bytes, in any order of reading."""
-
-    def __init__(self):
-        self._digests: dict[str, str] = {}
-
-    def add(self, name: str, value: np.ndarray) -> None:
-        """Takes one tensor in."""
-        digest = xxhash.xxh3_128(f"{name} {value.dtype} {value.shape} ".encode())
-        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
-        self._digests[name] = digest.hexdigest()
-
-    def hexdigest(self) -> str:
-        """The digest of everything taken in, 32 hexadecimal digits."""
-        listing = "".join(f"{n}:{d}\n" for n, d in sorted(self._digests.items()))
-        return xxhash.xxh3_128(listing.encode()).hexdigest()
 
 
 def _nothing_to_read(folder: Path) -> str:

@@ -1,11 +1,12 @@
 """Writing a decoder's own weights as a Hugging Face folder, after a full fine-tune."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from qlora_jax.io.shards import write_shards
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.parameters import STACK, hf_name, parameter_specs
 
@@ -14,32 +15,33 @@ COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 def write_model(model: Decoder, out: Path, source: Path | None) -> None:
-    """Writes `out/model.safetensors` beside the configuration and tokenizer files of `source`, replacing the folder whole.
+    """Writes the weights beside the configuration and tokenizer files of `source`, replacing the folder whole.
 
     Raises:
-      ValueError: some weight is packed.
+      OSError: with the system's errno, such as ENOSPC; the folder is then as it was.
     """
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for pattern in COMPANIONS if source else ():
-        for file in source.glob(pattern):
-            if not file.name.endswith(".index.json"):
-                shutil.copy(file, fresh)
-    save_file(_tensors(model), fresh / "model.safetensors", metadata={"format": "pt"})
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    try:
+        for pattern in COMPANIONS if source else ():
+            for file in source.glob(pattern):
+                if not file.name.endswith(".index.json"):
+                    shutil.copy(file, fresh)
+        write_shards(fresh, _tensors(model))
+        shutil.rmtree(out, ignore_errors=True)
+        fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _tensors(model: Decoder) -> dict[str, np.ndarray]:
-    tensors = {}
+def _tensors(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
     for path in parameter_specs(model.config):
         node = model
         for name in path.split("."):
             node = getattr(node, name)
         value = np.asarray(node.get_value())
         if path.startswith(STACK):
-            tensors |= {hf_name(path, layer): value[layer] for layer in range(model.config.num_layers)}
+            yield from ((hf_name(path, layer), value[layer]) for layer in range(model.config.num_layers))
         else:
-            tensors[hf_name(path)] = value
-    return tensors
+            yield hf_name(path), value

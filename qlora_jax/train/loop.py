@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from qlora_jax.data import eval_batches
-from qlora_jax.io.checkpoint import Checkpoints
 from qlora_jax.train.config import to_dict
 from qlora_jax.train.dataset import Dataset
 from qlora_jax.train.metrics import MetricsLog
 from qlora_jax.train.progress import Progress
+from qlora_jax.train.run_folder import open_checkpoints, start_step
 from qlora_jax.train.setup import Trainer
 from qlora_jax.train.signals import StopRequest
 from qlora_jax.train.step import TensorBatch, evaluate
@@ -42,7 +42,7 @@ class Loop:
         self.trainer, self.dataset, self.folder, self.steps = trainer, dataset, folder, steps
         self.extra_metrics = extra_metrics
         self.section = trainer.config.train
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.section.keep, keep_best=self.section.keep_best)
+        self.checkpoints = open_checkpoints(folder, trainer.config)
         self.compiled_bytes: int | None = None
 
     def run(self) -> None:
@@ -62,6 +62,7 @@ class Loop:
                 progress.note(f"continuing from the checkpoint of step {start}")
             if start < self.steps:
                 step_fn = self._compile(progress)
+                self.checkpoints.drop_after(start)
                 for step in range(start, self.steps):
                     self._one_step(step, step_fn, log, progress)
                     if stop.signal is not None:
@@ -141,29 +142,13 @@ class Loop:
 
     def _restore(self) -> int:
         """Puts the chosen checkpoint's state into the trainer and returns its step; 0 for a fresh start."""
-        resume, steps = self.section.resume, self.checkpoints.steps
-        if resume == "none" and steps:
-            raise ValueError(
-                f"train.resume=none, but {self.folder} holds checkpoints of steps {steps}: choose another output_dir"
-            )
-        if isinstance(resume, int) and resume and resume not in steps:
-            raise ValueError(f"train.resume={resume}: {self.folder} holds checkpoints of steps {steps or 'none'}")
-        step = resume if isinstance(resume, int) else (steps[-1] if steps else 0)
+        step = start_step(self.trainer.config)
         if step:
-            self._check_base(self.checkpoints.meta(step))
             trainer = self.trainer
             state = self.checkpoints.restore(step, adapters=trainer.parts.adapters, optimizer=trainer.opt_state)
             trainer.opt_state = state["optimizer"]
             trainer.parts = trainer.parts._replace(adapters=state["adapters"])
         return step
-
-    def _check_base(self, meta: dict[str, Any]) -> None:
-        found, recorded = self.trainer.loaded.content_hash, meta["base_hash"]
-        if found != recorded:
-            raise ValueError(
-                f"the checkpoints in {self.folder} were trained on a base with content hash {recorded}, but "
-                f"model.path={self.trainer.config.model.path!r} has {found}: point model.path at the original base"
-            )
 
     def _save(self, step: int, metrics: dict[str, float] | None) -> None:
         trainer = self.trainer
@@ -175,25 +160,16 @@ class Loop:
             "data": {"seed": trainer.config.seed, "epoch": epoch, "batch": index},
             "config": to_dict(trainer.config),
         }
-        try:
-            self.checkpoints.save(step, trainer.parts.adapters, trainer.opt_state, meta, metrics)
-        except OSError as error:
-            raise _cannot_save(self.folder, step, error) from error
+        self.checkpoints.save(step, trainer.parts.adapters, trainer.opt_state, meta, metrics)
 
     def _divergence(self, step: int, row: dict[str, float]) -> str:
         saved = self.checkpoints.steps
         return (
             f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}: training has diverged. "
-            f"The last good checkpoint is of step {saved[-1] if saved else 'none'}; lower optim.learning_rate "
-            f"(now {self.trainer.config.optim.learning_rate}) or use model.dtype=bf16 or fp32, and check the data"
+            f"The last checkpoint is of step {saved[-1] if saved else 'none'}; check the data, and begin again in a "
+            f"new output_dir with a lower optim.learning_rate (now {self.trainer.config.optim.learning_rate}) "
+            f"or model.dtype=bf16 or fp32 (now {self.trainer.config.model.dtype})"
         )
-
-
-def _cannot_save(folder: Path, step: int, error: OSError) -> OSError:
-    return OSError(
-        error.errno, f"cannot save the checkpoint of step {step} ({error.strerror}): free space, then run the same command",
-        str(folder),
-    )
 
 
 def _on_device(batch) -> TensorBatch:

@@ -27,9 +27,13 @@ def learning_rate(config: OptimSection, steps: int) -> optax.Schedule:
 
 def adamw(config: OptimSection, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Global-norm clipping (0: none), then AdamW with decoupled weight decay."""
-    clip = [optax.clip_by_global_norm(config.clip)] if config.clip > 0 else []
     update = optax.adamw(schedule, config.beta1, config.beta2, config.eps, weight_decay=config.weight_decay)
-    return optax.chain(*clip, update)
+    return optax.chain(*clipping(config), update)
+
+
+def clipping(config: OptimSection) -> list[optax.GradientTransformation]:
+    """Clipping of the gradient's global norm, or nothing."""
+    return [optax.clip_by_global_norm(config.clip)] if config.clip > 0 else []
 
 
 def make_optimizer(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:

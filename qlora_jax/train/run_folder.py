@@ -1,7 +1,9 @@
 """The folder of a run: what it holds, and whether a start may go on in it."""
 
+import errno
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from qlora_jax.io.checkpoint import Checkpoints
 from qlora_jax.train.config import Config, to_dict
 
 RECORD = "config.json"
+UNFINISHED_RECORD = "config.tmp"  # all that a process killed at once may leave in a new folder
 CHECKPOINTS = "checkpoints"
 
 # Fields that may differ when a run is continued: they change how long or how it is watched, not what is learned.
@@ -40,7 +43,7 @@ def check_run_folder(config: Config) -> Path:
     folder = Path(config.output_dir)
     if (folder / RECORD).exists():
         _refuse_other_run(folder, config)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or _holds_something(folder)):
         raise ValueError(f"config.output_dir={str(folder)!r} is not empty and holds no run: choose another folder")
     return folder
 
@@ -63,7 +66,7 @@ def start_step(config: Config) -> int:
 def check_same_base(config: Config, step: int, content_hash: str) -> None:
     """Refuses to go on from the checkpoint of `step` on a base with another content hash. Raises ValueError."""
     folder = Path(config.output_dir)
-    with closing(open_checkpoints(config)) as checkpoints:
+    with closing(open_checkpoints(folder, config)) as checkpoints:
         recorded = checkpoints.meta(step)["base_hash"]
     if recorded != content_hash:
         raise ValueError(
@@ -72,19 +75,32 @@ def check_same_base(config: Config, step: int, content_hash: str) -> None:
         )
 
 
-def open_checkpoints(config: Config) -> Checkpoints:
-    """The checkpoints of the run folder; creates their folder."""
-    section = config.train
-    return Checkpoints(Path(config.output_dir) / CHECKPOINTS, keep=section.keep, keep_best=section.keep_best)
+def open_checkpoints(folder: Path, config: Config) -> Checkpoints:
+    """The checkpoints of a run folder; creates their folder where there is none."""
+    return Checkpoints(folder / CHECKPOINTS, keep=config.train.keep, keep_best=config.train.keep_best)
 
 
 def record_run(config: Config) -> None:
     """Creates the run folder where it is new and writes the resolved configuration to its config.json."""
     record = Path(config.output_dir) / RECORD
     record.parent.mkdir(parents=True, exist_ok=True)
-    fresh = record.with_suffix(".tmp")
+    fresh = record.with_name(UNFINISHED_RECORD)
     fresh.write_text(json.dumps(to_dict(config), indent=2) + "\n")
     fresh.replace(record)
+
+
+@contextmanager
+def explains_full_disk(folder: Path) -> Iterator[None]:
+    """Turns what a full disk raises in the block into one OSError (ENOSPC) that says how to go on."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # tensorstore, which writes Orbax's arrays, raises ValueError.
+        if getattr(error, "errno", None) != errno.ENOSPC and f"os_error_code='{errno.ENOSPC}'" not in str(error):
+            raise
+        detail = getattr(error, "strerror", None) or "while saving a checkpoint"
+        message = f"the disk of {folder} is full ({detail}): free some space, then run the same command, which goes on"
+        raise OSError(errno.ENOSPC, f"{message} from the last checkpoint") from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -97,6 +113,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or "method" not in settings:
         raise ValueError(f"{record} is damaged or no run's configuration: choose another folder")
     return settings
+
+
+def _holds_something(folder: Path) -> bool:
+    return any(entry.name != UNFINISHED_RECORD for entry in folder.iterdir())
 
 
 def _refuse_other_run(folder: Path, config: Config) -> None:

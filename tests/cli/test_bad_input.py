@@ -2,12 +2,15 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from qlora_jax.cli.evaluate import main as evaluate
@@ -15,6 +18,9 @@ from qlora_jax.cli.export import main as export
 from qlora_jax.cli.generate import main as generate
 from qlora_jax.cli.quantize import main as quantize
 from qlora_jax.cli.train import main as train
+from qlora_jax.io.hf import load_model
+from qlora_jax.io.save import write_model
+from qlora_jax.train.run_folder import explains_full_disk
 from tests.cli.tiny import make_model, write_config, write_rows, write_tokenizer
 
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
@@ -140,7 +146,10 @@ DAMAGES = {
         lambda model: edit_tensor(model, lambda value: value[:, :32].copy()),
         [SECOND, Q_PROJ, "(64, 32)", "expected", "(64, 64)"],
     ),
-    "missing tensors": (lambda model: edit_config(model, num_hidden_layers=3), ["lacks 9 of", "model.layers.2."]),
+    "missing tensors": (
+        lambda model: edit_config(model, num_hidden_layers=3),
+        ["lacks 9 of", "model.layers.2."],
+    ),
     "tensors without a place": (
         lambda model: edit_config(model, num_hidden_layers=1),
         ["holds 9 tensors", "model.layers.1."],
@@ -150,7 +159,10 @@ DAMAGES = {
         ["config.json", "'gpt2'", "llama", "mistral", "qwen2", "qwen3"],
     ),
     "no config.json": (lambda model: (model / "config.json").unlink(), ["config.json does not exist"]),
-    "config.json is no JSON": (lambda model: (model / "config.json").write_text("{,"), ["config.json", "no JSON"]),
+    "config.json is no JSON": (
+        lambda model: (model / "config.json").write_text("{,"),
+        ["config.json", "no JSON"],
+    ),
     "tokenizer of another model": (
         lambda model: write_tokenizer(model, more=8),
         ["266 tokens", "vocab_size is 258", "tokenizer that belongs to this model"],
@@ -167,7 +179,9 @@ def test_damaged_model(name, sound, model, tmp_path, fails):
     fails(generate, ["--model", model, "--prompt", "say"], *words)
 
 
-@pytest.mark.parametrize("name", ["missing shard", "truncated shard", "tensor of another shape", "unknown architecture"])
+@pytest.mark.parametrize(
+    "name", ["missing shard", "truncated shard", "tensor of another shape", "unknown architecture"]
+)
 def test_damaged_base_of_an_export(name, sound, model, run, tmp_path, fails):
     damage, words = DAMAGES[name]
     damage(model)
@@ -205,18 +219,27 @@ def test_unreachable_hub(sound, tmp_path, fails, monkeypatch):
     ("text", "words"),
     [
         ("", ["bad.jsonl", "holds no rows", "at least one"]),
-        ('{"text": "a"}\n\n{"question": "b"}\n', ["bad.jsonl, row 3", "columns question", '{"prompt", "completion"}']),
-        ('{"text": "a"}\n{"prompt": "b"}\n', ["bad.jsonl, row 2", "columns prompt", '{"prompt", "completion"}']),
+        (
+            '{"text": "a"}\n\n{"question": "b"}\n',
+            ["bad.jsonl, row 3", "columns question", '{"prompt", "completion"}'],
+        ),
+        (
+            '{"text": "a"}\n{"prompt": "b"}\n',
+            ["bad.jsonl, row 2", "columns prompt", '{"prompt", "completion"}'],
+        ),
         ('{"text": "a"}\n{"text": 3}\n', ["bad.jsonl, row 2", "'text' must be a string", "int 3"]),
         ('{"text": "a"}\n{"text": \n', ["bad.jsonl, row 2", "not valid JSON"]),
-        ('{"messages": [{"role": "user", "content": "a"}]}\n', ["bad.jsonl, row 1", "chat template"]),
+        (
+            '{"text": "a"}\n{"messages": [{"role": "user", "content": "a"}]}\n',
+            ["bad.jsonl, row 2", "chat template"],
+        ),
     ],
     ids=["empty", "unknown column", "half a pair", "no text", "no JSON", "no chat template"],
 )
 def test_rows(text, words, sound, tmp_path, fails):
     rows = tmp_path / "bad.jsonl"
     rows.write_text(text)
-    fails(train, command(sound, tmp_path / "new", f"data.train={rows}"), *words)
+    fails(train, command(sound, tmp_path / "new", f"data.train={rows}", "data.eval="), *words)
     fails(evaluate, ["--model", sound / "model", "--data", rows], *words)
 
 
@@ -280,9 +303,16 @@ def test_target_that_matches_nothing(sound, tmp_path, fails):
     fails(train, command(sound, tmp_path / "new", "lora.targets=q_proj,c_attn"), *words)
 
 
-@pytest.mark.parametrize("name", ["model.path", "data.train", "output_dir"])
-def test_setting_that_is_missing(name, sound, tmp_path, fails):
-    fails(train, command(sound, tmp_path / "new", f"{name}="), name, f"--config.{name}=")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.path", ["model.path=''", "give a folder with a Hugging Face model, or ORG/NAME"]),
+        ("data.train", ["config.data.train is not set", "give a .jsonl"]),
+        ("output_dir", ["config.output_dir is not set", "--config.output_dir=FOLDER"]),
+    ],
+)
+def test_setting_that_is_missing(name, words, sound, tmp_path, fails):
+    fails(train, command(sound, tmp_path / "new", f"{name}="), *words)
 
 
 # --- the run's folder
@@ -308,8 +338,19 @@ def test_folder_that_is_a_file(sound, tmp_path, fails):
 
 def test_folder_with_a_damaged_record(sound, run, fails):
     (run / "config.json").write_text('{"method": ')
-    fails(train, command(sound, run), str(run / "config.json"), "no JSON")
-    fails(export, ["--run", run, "--out", run.parent / "new", "--format", "peft"], str(run / "config.json"), "no JSON")
+    words = [str(run / "config.json"), "damaged or no run's configuration"]
+    fails(train, command(sound, run), *words)
+    fails(export, ["--run", run, "--out", run.parent / "new", "--format", "peft"], *words)
+
+
+def test_folder_of_a_model(sound, model, fails):
+    fails(
+        train,
+        command(sound, model),
+        str(model / "config.json"),
+        "no run's configuration",
+        "choose another folder",
+    )
 
 
 @pytest.mark.parametrize("step", [9, "none"])
@@ -349,9 +390,9 @@ def test_adapter_for_another_base(sound, model, run, tmp_path, fails):
 def test_adapter_for_a_smaller_model(sound, run, tmp_path, fails):
     (run / "adapter" / "qlora_jax.json").unlink()
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
-    wide = {name: np.repeat(a, 2, 1) if "lora_A" in name else a for name, a in tensors.items()}
+    wide = {name: np.repeat(a, 2, 1) if "q_proj.lora_A" in name else a for name, a in tensors.items()}
     save_file(wide, run / "adapter" / "adapter_model.safetensors")
-    words = ["lora_A", "(4, 128)", "needs (4, 64)", "own base"]
+    words = ["lora_A of 'model.layers.0.self_attn.q_proj'", "(4, 128)", "needs (4, 64)", "own base"]
     fails(generate, ["--model", sound / "model", "--adapter", run / "adapter", "--prompt", "say"], *words)
 
 
@@ -384,12 +425,100 @@ def test_export_of_an_unfinished_run(run, tmp_path, fails):
     fails(export, arguments, "not finished", "--step", "[1, 2, 3]")
 
 
-# --- while training
+# --- while training and saving
 
 
 def test_loss_that_is_no_number(sound, tmp_path, capsys):
     arguments = command(sound, tmp_path / "new", "optim.learning_rate=1e30", "optim.warmup_ratio=0")
     assert exit_code(train, arguments) == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    for word in ("diverged", "last good checkpoint is of step ", "optim.learning_rate (now 1e+30)"):
-        assert word in line
+    for words in (
+        "diverged",
+        "last checkpoint is of step ",
+        "new output_dir",
+        "optim.learning_rate (now 1e+30)",
+    ):
+        assert words in line
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Leaves 1,000 bytes free, as far as anybody asks."""
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
+    )
+
+
+def test_disk_full_when_a_checkpoint_is_due(sound, run, full_disk, monkeypatch, capsys):
+    before = contents(run / "checkpoints")
+    more = command(sound, run, "train.steps=4")
+    assert exit_code(train, more) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    for words in (
+        f"the disk of {run} is full",
+        "1,000 are free",
+        "free some space, then run the same command",
+    ):
+        assert words in line
+    assert contents(run / "checkpoints") == before
+
+    monkeypatch.undo()
+    assert exit_code(train, more) == 0
+    assert "continuing from the checkpoint of step 3" in capsys.readouterr().err
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError(
+            "RESOURCE_EXHAUSTED: Failed to write 406 bytes: No space left on device [os_error_code='28']"
+        ),
+    ],
+)
+def test_disk_that_fills_up_while_a_file_is_written(error, tmp_path):
+    expected = (
+        re.escape(f"the disk of {tmp_path} is full (") + ".*: free some space, then run the same command"
+    )
+    with pytest.raises(OSError, match=expected), explains_full_disk(tmp_path):
+        raise error
+
+
+def test_other_errors_are_no_full_disk(tmp_path):
+    with pytest.raises(PermissionError, match="^.Errno 13. no$"), explains_full_disk(tmp_path):
+        raise PermissionError(errno.EACCES, "no")
+
+
+@pytest.mark.parametrize("form", ["peft", "merged", "bnb4"])
+def test_disk_too_full_for_an_export(form, run, tmp_path, full_disk, fails):
+    arguments = ["--run", run, "--out", tmp_path / "new", "--format", form]
+    fails(export, arguments, str(tmp_path / "new"), "bytes", "1,000 free", "choose another folder")
+
+
+@pytest.fixture
+def disk_that_fills_up(monkeypatch):
+    """Every safetensors file ends after 1,000 bytes."""
+
+    def save(tensors, file, metadata):
+        Path(file).write_bytes(bytes(1000))
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("qlora_jax.io.shards.save_file", save)
+
+
+@pytest.mark.parametrize("form", ["merged", "bnb4"])
+def test_disk_that_fills_up_during_an_export(form, run, tmp_path, disk_that_fills_up, fails):
+    arguments = ["--run", run, "--out", tmp_path / "new", "--format", form]
+    fails(export, arguments, str(tmp_path / "new"), "bytes", "free", "choose another folder")
+
+
+def test_disk_that_fills_up_under_a_full_fine_tune(sound, tmp_path, disk_that_fills_up):
+    trained = load_model(sound / "model", dtype="bfloat16", quant="none").model
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"of an earlier step")
+    before = contents(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        write_model(trained, tmp_path / "model", sound / "model")
+    assert contents(tmp_path) == before

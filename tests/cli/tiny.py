@@ -48,7 +48,9 @@ def make_model(folder: Path, *, seed: int = 0) -> Path:
     tensors = random_tensors(seed)
     first = {name: value for name, value in tensors.items() if "layers.1" not in name}
     second = {name: value for name, value in tensors.items() if name not in first}
-    write_shards(folder, {"model-00001-of-00002.safetensors": first, "model-00002-of-00002.safetensors": second})
+    write_shards(
+        folder, {"model-00001-of-00002.safetensors": first, "model-00002-of-00002.safetensors": second}
+    )
     (folder / "config.json").write_text(json.dumps(CONFIG))
     write_tokenizer(folder)
     return folder
@@ -56,12 +58,17 @@ def make_model(folder: Path, *, seed: int = 0) -> Path:
 
 def random_tensors(seed: int) -> dict[str, np.ndarray]:
     """bfloat16 weights by Hugging Face name; norms are one."""
-    shapes = {"model.embed_tokens": (VOCABULARY, WIDTH), "lm_head": (VOCABULARY, WIDTH), "model.norm": (WIDTH,)}
+    shapes = {
+        "model.embed_tokens": (VOCABULARY, WIDTH),
+        "lm_head": (VOCABULARY, WIDTH),
+        "model.norm": (WIDTH,),
+    }
     for layer in range(LAYERS):
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in LAYER_SHAPES.items()}
     rng = np.random.default_rng(seed)
     values = {
-        name: np.ones(shape) if len(shape) == 1 else rng.normal(0, 0.1, shape) for name, shape in shapes.items()
+        name: np.ones(shape) if len(shape) == 1 else rng.normal(0, 0.1, shape)
+        for name, shape in shapes.items()
     }
     return {f"{name}.weight": value.astype(ml_dtypes.bfloat16) for name, value in values.items()}
 
@@ -76,7 +83,11 @@ def write_shards(folder: Path, shards: Mapping[str, Mapping[str, np.ndarray]]) -
 
 def write_tokenizer(folder: Path, *, more: int = 0) -> None:
     """A tokenizer with one token a byte, and `more` tokens beyond the model's vocabulary."""
-    alphabet = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<extra{i}>" for i in range(more))]
+    alphabet = [
+        *SPECIALS,
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        *(f"<extra{i}>" for i in range(more)),
+    ]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,0 +1,93 @@
+"""Loading streams: memory, packed copies, identity."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from qlora_jax.io.export import export_bnb4
+from qlora_jax.io.hf import load_model, resolve_folder
+from qlora_jax.nf4 import NF4Tensor, dequantize
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import jax
+from qlora_jax.io import hf
+from qlora_jax.io.build import Quantization, build_model
+jax.block_until_ready(jax.numpy.zeros(1))
+small, large = Path(sys.argv[1]), Path(sys.argv[2])
+hf.load_model(small, dtype="bfloat16", quant="nf4")  # imports, compilers and thread pools: the process's baseline
+baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loaded = hf.load_model(large, dtype="bfloat16", quant="nf4")
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from flax import nnx
+stored = sum(a.nbytes for a in jax.tree.leaves(nnx.state(loaded.model)))
+print((peak - baseline) * 1024, stored)
+"""
+
+
+def test_peak_memory_is_the_stored_model_and_three_tensors(checkpoint):
+    sizes = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, vocab_size=4096)
+    large = checkpoint("llama", dtype="bfloat16", shard="40MB", **sizes)
+    small = checkpoint("llama", dtype="bfloat16")
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(small), str(large)], capture_output=True, text=True, check=True
+    )
+    growth, stored = map(int, result.stdout.split())
+    largest = 4096 * 1024 * 4
+    whole = 4096 * 1024 * 2 * 2 + 6 * (2 * 1024**2 + 2 * 1024 * 512 + 3 * 4096 * 1024) * 2
+    assert stored < 0.45 * whole
+    assert growth <= stored + 3 * largest, f"{growth=} {stored=} {largest=}"
+
+
+def test_a_packed_copy_holds_the_same_weights_and_is_the_same_base(checkpoint, tmp_path):
+    folder = checkpoint("llama", dtype="bfloat16")
+    export_bnb4(folder, tmp_path / "packed")
+    fresh = load_model(folder, dtype="bfloat16", quant="nf4")
+    stored = load_model(tmp_path / "packed", dtype="bfloat16", quant="auto")
+    assert fresh.content_hash == stored.content_hash
+    ours, theirs = (m.model.layers.mlp.up_proj.weight.get_value() for m in (fresh, stored))
+    assert isinstance(theirs, NF4Tensor)
+    np.testing.assert_array_equal(ours.codes, theirs.codes)
+    np.testing.assert_array_equal(dequantize(ours), dequantize(theirs))
+    unpacked = load_model(tmp_path / "packed", dtype="bfloat16", quant="none").model.layers.mlp.up_proj.weight
+    np.testing.assert_array_equal(unpacked.get_value(), dequantize(theirs))
+
+
+def test_the_identity_follows_every_tensor_and_no_file_layout(checkpoint, tmp_path):
+    single, sharded = checkpoint("llama"), checkpoint("llama", shard="40KB")
+    identity = load_model(single, dtype="float32", quant="none").content_hash
+    assert load_model(sharded, dtype="bfloat16", quant="nf4").content_hash == identity
+    assert load_model(checkpoint("llama", dtype="bfloat16"), dtype="float32", quant="none").content_hash != identity
+
+
+def test_a_packed_copy_without_its_record_is_known_by_codes_and_scales(checkpoint, tmp_path):
+    export_bnb4(checkpoint("llama"), tmp_path / "packed")
+    (tmp_path / "packed" / "qlora_jax.json").unlink()
+    first = load_model(tmp_path / "packed", dtype="float32", quant="auto").content_hash
+    from safetensors.numpy import load_file, save_file
+
+    file = tmp_path / "packed" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.up_proj.weight.nested_absmax"] *= 2
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert load_model(tmp_path / "packed", dtype="float32", quant="auto").content_hash != first
+
+
+@pytest.mark.parametrize("path", ["nowhere/at/all", "./nowhere", ""])
+def test_what_is_neither_a_folder_nor_a_hub_name(path):
+    with pytest.raises(FileNotFoundError, match="is no folder: give a folder with a Hugging Face model, or ORG/NAME"):
+        resolve_folder(path)
+
+
+def test_an_unsupported_rope_scaling_is_named(checkpoint, tmp_path):
+    from qlora_jax.io.hf import read_config
+
+    settings = json.loads((checkpoint("llama") / "config.json").read_text())
+    settings["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(NotImplementedError, match="rope scaling 'yarn' is not supported, only default, linear and llama3"):
+        read_config(tmp_path)

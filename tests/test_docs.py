@@ -1,0 +1,78 @@
+"""The README and the guides do what they say: their commands and code are run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def commands(text):
+    """Every command of the bash blocks, continued quotes joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in re.findall(r'(?:[^"\n]|"[^"]*")+', block)]
+    return [line.split(" #")[0].strip() for line in lines]
+
+
+def test_install_and_first_command_come_early():
+    lines = README.splitlines()
+    assert next(i for i, line in enumerate(lines, 1) if line.startswith("pip install")) <= 20
+    assert next(i for i, line in enumerate(lines, 1) if line == "make demo") <= 35
+
+
+def test_the_demo_commands_run(tmp_path):
+    for name in ("configs", "demo", "scripts", "qlora_jax"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    ran = 0
+    for command in commands(README):
+        words = shlex.split(command)
+        if words[0] != "python" or "configs/7b.py" in words:
+            continue
+        if words[1] == "scripts/train.py":  # as written, but short
+            words += ["--config.train.steps=2", "--config.train.eval_rows=8", "--config.data.samples=2"]
+        if words[1] == "scripts/evaluate.py":
+            short = tmp_path / "short.jsonl"
+            short.write_text("".join((ROOT / "demo/tasks/test.jsonl").read_text().splitlines(True)[:8]))
+            words[words.index("demo/tasks/test.jsonl")] = str(short)
+        result = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        ran += 1
+    assert ran == 4
+    assert (tmp_path / "runs/demo/report.html").exists()
+
+
+def test_the_command_for_ones_own_model_is_understood():
+    from qlora_jax.train.config import load_config
+
+    [command] = [c for c in commands(README) if "configs/7b.py" in c]
+    words = shlex.split(command)
+    config = load_config(ROOT / words[words.index("--config") + 1], words[words.index("--config") + 2 :])
+    assert config.model.path == "DIR" and config.data.train == "rows.jsonl" and config.lora.rank == 8
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^make (\w+)", README, re.MULTILINE)) | {"test"}))
+def test_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_guide_for_ones_own_tree_runs():
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_model.md").read_text(), re.DOTALL)
+    scope: dict = {}
+    exec(compile(code, "docs/own_model.md", "exec"), scope)
+    assert scope["losses"][-1] < scope["losses"][0] / 2
+    assert float(abs(scope["nnx"].merge(scope["graphdef"], scope["state"])(scope["x"]) - scope["apply"](scope["params"], scope["x"])).max()) < 1e-4
+
+
