@@ -20,7 +20,13 @@ from qlora_jax.train.loop import Interrupted, Loop
 from qlora_jax.train.metrics import read_rows
 from qlora_jax.train.progress import memory_in_use
 from qlora_jax.train.report import Sample, write_report
-from qlora_jax.train.run_folder import check_run_folder, check_same_base, explains_full_disk, record_run, start_step
+from qlora_jax.train.run_folder import (
+    check_run_folder,
+    check_same_base,
+    explains_full_disk,
+    record_run,
+    start_step,
+)
 from qlora_jax.train.setup import Trainer, base_folder, check_length, lora_config, make_trainer
 
 BEFORE = "samples_before.json"

@@ -16,6 +16,7 @@ from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.layers import Frozen
 from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
 from qlora_jax.nf4 import NF4Tensor, quantize
+from qlora_jax.nf4.tensor import packed_shapes
 
 # Gives a parameter by its Hugging Face name: a host array, or an NF4Tensor where it is stored packed.
 Read = Callable[[str, Spec], Any]
@@ -62,12 +63,17 @@ def build_model(
     return Decoder(config, values, kind)
 
 
-def abstract_model(config: ModelConfig) -> Decoder:
+def abstract_model(
+    config: ModelConfig, *, dtype: str = "bfloat16", quantization: Quantization | None = None
+) -> Decoder:
     """A decoder whose weights are shapes only, for what needs its structure but not its values."""
     values = {}
     for path, spec in parameter_specs(config).items():
         stack = (config.num_layers,) if path.startswith(STACK) else ()
-        values[path] = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.bfloat16)
+        if quantization is not None and quantization.covers(path, spec):
+            values[path] = packed_shapes(spec.shape, dtype, double=quantization.double, stack=stack)
+        else:
+            values[path] = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.dtype(dtype))
     return Decoder(config, values)
 
 

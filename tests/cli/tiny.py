@@ -113,7 +113,9 @@ def write_config(file: Path, model: Path, rows: Path) -> Path:
         "    lora=LoraSection(rank=4, dropout=0.1),\n"
         f"    data=DataSection(train={str(rows)!r}, eval=0.25, samples=1),\n"
         "    optim=OptimSection(learning_rate=1e-2),\n"
-        "    train=TrainSection(steps=3, batch_size=2, grad_accum=2, seq_len=32, save_every=1, eval_every=2),\n"
+        "    train=TrainSection(\n"
+        "        steps=3, batch_size=2, grad_accum=2, seq_len=32, save_every=1, eval_every=2\n"
+        "    ),\n"
         ")\n"
     )
     return file
