@@ -74,8 +74,11 @@ def main() -> None:
     for name in options.configs:
         row = measure(name, options.gpu)
         rows.append(row)
-        print(f"{name:12} {row['peak'] / 1e9:7.3f} GB = arguments {row['arguments'] / 1e9:.3f} + temporaries "
-              f"{row['temporaries'] / 1e9:.3f} + outputs {row['outputs'] / 1e9:.3f} - aliases {row['aliases'] / 1e9:.3f}", flush=True)
+        print(
+            f"{name:12} {row['peak'] / 1e9:7.3f} GB = arguments {row['arguments'] / 1e9:.3f} + temporaries "
+            f"{row['temporaries'] / 1e9:.3f} + outputs {row['outputs'] / 1e9:.3f} - aliases {row['aliases'] / 1e9:.3f}",
+            flush=True,
+        )
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "jax-cuda13-plugin")}
     if tuple(options.configs) == CONFIGS:
         RESULT.parent.mkdir(exist_ok=True)

@@ -33,7 +33,17 @@ SPECIAL = [PAD, BOS, EOS, TURN]
 VOCABULARY = 2048
 POSITIONS = 256
 # Folders of the library that hold tests, data or other people's programs, or that newer Pythons dropped.
-LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip", "distutils"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "site-packages",
+    "dist-packages",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "ensurepip",
+    "distutils",
+}
 
 GEOMETRY = {
     "architectures": ["LlamaForCausalLM"],

@@ -61,7 +61,11 @@ MAKERS: dict[str, Task] = {task.__name__: task for task in (first, last, after, 
 def known_words(tokenizer: Tokenizer, texts: Words, at_least: int = 20) -> Words:
     """Lower-case words of four letters and more that are one token after a space, and whole words in the text."""
     counts = Counter(re.findall(r"(?<= )[a-z]{4,}(?![\w'])", "\n".join(texts)))
-    return sorted(word for word, n in counts.items() if n >= at_least and len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1)
+    return sorted(
+        word
+        for word, n in counts.items()
+        if n >= at_least and len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1
+    )
 
 
 def rows(vocabulary: Words) -> Iterator[dict[str, str]]:

@@ -41,7 +41,9 @@ def test_the_demo_commands_run(tmp_path):
             short = tmp_path / "short.jsonl"
             short.write_text("".join((ROOT / "demo/tasks/test.jsonl").read_text().splitlines(True)[:8]))
             words[words.index("demo/tasks/test.jsonl")] = str(short)
-        result = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         ran += 1
     assert ran == 4
@@ -73,6 +75,12 @@ def test_the_guide_for_ones_own_tree_runs():
     scope: dict = {}
     exec(compile(code, "docs/own_model.md", "exec"), scope)
     assert scope["losses"][-1] < scope["losses"][0] / 2
-    assert float(abs(scope["nnx"].merge(scope["graphdef"], scope["state"])(scope["x"]) - scope["apply"](scope["params"], scope["x"])).max()) < 1e-4
-
-
+    assert (
+        float(
+            abs(
+                scope["nnx"].merge(scope["graphdef"], scope["state"])(scope["x"])
+                - scope["apply"](scope["params"], scope["x"])
+            ).max()
+        )
+        < 1e-4
+    )

@@ -13,12 +13,12 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     from qlora_jax.cli.inference import add_model_arguments
 
-    parser = argparse.ArgumentParser("evaluate.py", description="Mean negative log-likelihood of the rows' scored tokens.")
+    parser = argparse.ArgumentParser("evaluate.py", description="Loss and perplexity over the rows' scored tokens.")
     add_model_arguments(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="rows in any format that training takes")
-    parser.add_argument("--train-on", choices=("completions", "all"), default="completions", help="which tokens are scored")
+    parser.add_argument("--train-on", choices=("completions", "all"), default="completions", help="what is scored")
     parser.add_argument("--chat-template", default=None, help="a Jinja file, or chatml, instead of the tokenizer's own")
-    parser.add_argument("--seq-len", type=int, default=None, help="longest row in tokens; the model's limit, at most 2048")
+    parser.add_argument("--seq-len", type=int, default=None, help="longest row; the model's limit up to 2048")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--exact-match", action="store_true", help="also generate each row's answer and compare it")
     parser.add_argument("--json", action="store_true", help='print {"loss", "perplexity", "tokens"}')

@@ -28,11 +28,11 @@ def parser() -> argparse.ArgumentParser:
         "--merge-into",
         choices=("original", "dequantized"),
         default="original",
-        help="merged: add to the original weights, or to the dequantized ones that training saw",
+        help="merged: add to the original weights in their dtype, or to the dequantized ones in the run's",
     )
     parser.add_argument("--step", type=int, help="export this checkpoint instead of the run's final state")
-    parser.add_argument("--model", metavar="DIR|HUB_ID", help="the base, where it is not at the run's model.path any more")
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="merged: of the weights; the base's own by default")
+    parser.add_argument("--model", metavar="DIR|HUB_ID", help="the base, if it has left the run's model.path")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of merged weights; see --merge-into")
     return parser
 
 

@@ -21,7 +21,7 @@ from qlora_jax.train.run_folder import CHECKPOINTS, open_checkpoints, read_recor
 from qlora_jax.train.setup import lora_config
 from qlora_jax.train.step import split_model
 
-LOSES = "note: quantizing after merging loses part of the fine-tune; the 4-bit base with the adapter beside it keeps it all"
+LOSES = "note: quantizing after merging loses part of the fine-tune; a 4-bit base with the adapter beside it does not"
 
 
 def read_run(run: Path) -> Config:
@@ -40,7 +40,7 @@ def adapter_folder(run: Path, config: Config, step: int | None) -> Path:
             raise ValueError(f"--step {step}: {run} holds checkpoints of steps {steps}")
         return _checkpoint_adapter(run, config, step)
     if not (run / "adapter").exists():
-        raise FileNotFoundError(f"{run} has not finished: continue it, or pass --step with one of its checkpoints {steps}")
+        raise FileNotFoundError(f"{run} has not finished: continue it, or pass --step with one of {steps}")
     return run / "adapter"
 
 
@@ -71,7 +71,7 @@ def export(config: Config, adapter: Path, out: Path, options: argparse.Namespace
 def copy_full(run: Path, out: Path, form: str, step: int | None) -> None:
     """The model of a full fine-tune, which is a Hugging Face folder already."""
     if form != "merged" or step is not None:
-        raise ValueError("a run with method=full has no adapter: --format merged, without --step, copies its final model")
+        raise ValueError("a run with method=full has no adapter: use --format merged, without --step")
     model = run / "model"
     if not model.exists():
         raise FileNotFoundError(f"{run} has not finished: continue it with the same command")

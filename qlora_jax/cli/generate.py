@@ -12,7 +12,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     from qlora_jax.cli.inference import add_model_arguments
 
-    parser = argparse.ArgumentParser("generate.py", description="Continue a prompt with a model and, if given, an adapter.")
+    parser = argparse.ArgumentParser("generate.py", description="Continue a prompt.")
     add_model_arguments(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="raw text; with --chat the user's message")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
@@ -55,9 +55,7 @@ def prompt_ids(tokenizer, prompt: str, *, chat: bool) -> list[int]:
         # Some tokenizers close every text with eos; a prompt is not finished.
         return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
     if not tokenizer.chat_template:
-        raise ValueError("--chat: the model's tokenizer has no chat template; leave --chat out and format the prompt yourself")
+        raise ValueError("--chat: the model's tokenizer has no chat template: leave --chat out and format the prompt")
     messages = [{"role": "user", "content": prompt}]
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer(rendered, add_special_tokens=False)["input_ids"]
-
-

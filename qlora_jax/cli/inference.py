@@ -16,9 +16,9 @@ from qlora_jax.train.step import Parts, split_model
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --adapter, --quant, --dtype."""
-    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help="a Hugging Face model folder, or its Hub name")
+    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help="a Hugging Face model")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter folder")
-    parser.add_argument("--quant", choices=("auto", "none", "nf4"), default="auto", help="auto keeps what the folder holds")
+    parser.add_argument("--quant", choices=("auto", "none", "nf4"), default="auto", help="auto: what the folder holds")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format of the computation")
 
 

@@ -43,7 +43,7 @@ def train(config: Config) -> int:
     check_length(config, geometry.max_position)
     tokenizer = None if source is None else load_tokenizer(str(source))
     dataset = _dataset(config, tokenizer, geometry)
-    steps = config.train.steps or math.ceil(config.train.epochs * len(dataset.batches))
+    steps = config.train.steps or math.ceil((config.train.epochs or 1) * len(dataset.batches))
     trainer = make_trainer(config, source, steps)
     if start:
         check_same_base(config, start, trainer.loaded.content_hash)
@@ -90,7 +90,8 @@ def _exact_match(config: Config, dataset: Dataset, tokenizer):
 def _shown(config: Config, dataset: Dataset) -> list[Encoded]:
     """The documents whose answers the report shows: spread over the evaluation rows."""
     documents, count = dataset.eval_documents, config.data.samples
-    return [documents[i * len(documents) // count] for i in range(count)] if len(documents) >= count else list(documents)
+    count = min(count, len(documents))
+    return [documents[i * len(documents) // count] for i in range(count)]
 
 
 def _samples_before(config, folder: Path, trainer, dataset, tokenizer, loop: Loop) -> list[str]:

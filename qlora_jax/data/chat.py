@@ -143,9 +143,7 @@ def _said_by_blocks(chat: Chat, tokenizer: Tokenizer, template: str) -> list[boo
     )
     said = [bool(yes) for yes in encoded["assistant_masks"]]
     if not any(said):
-        raise ValueError(
-            "the chat template's {% generation %} blocks hold no assistant text; check data.chat_template"
-        )
+        raise ValueError("the chat template's {% generation %} blocks hold no assistant text; check data.chat_template")
     # Many templates close the block before the token that ends the turn; a model must learn that one to stop.
     special = set(_special_tokens(tokenizer).values())
     ids = encoded["input_ids"]

@@ -87,9 +87,7 @@ def to_example(row: Row, *, alpaca_as_chat: bool) -> Example:
     if "text" in held:
         return Text(text=_string(row, "text"))
     columns = ", ".join(row.values) or "none"
-    raise ValueError(
-        f"{row.origin}: found the columns {columns} (null counts as absent); a row needs {ACCEPTED}"
-    )
+    raise ValueError(f"{row.origin}: found the columns {columns} (null counts as absent); a row needs {ACCEPTED}")
 
 
 def _string(row: Row, column: str) -> str:
@@ -146,8 +144,6 @@ def _alpaca(row: Row, as_chat: bool) -> Example:
     context = _string(row, "input") if row.values.get("input") is not None else ""
     if as_chat:
         question = f"{instruction}\n\n{context}" if context else instruction
-        return Chat(
-            messages=[{"role": "user", "content": question}, {"role": "assistant", "content": output}]
-        )
+        return Chat(messages=[{"role": "user", "content": question}, {"role": "assistant", "content": output}])
     template = ALPACA_INPUT_PROMPT if context else ALPACA_PROMPT
     return Completion(prompt=template.format(instruction=instruction, input=context), completion=output)

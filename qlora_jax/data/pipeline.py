@@ -100,9 +100,7 @@ def make_batches(
     )
 
 
-def eval_batches(
-    encoded: Sequence[Encoded], *, seq_len: int, batch_size: int, pad_id: int
-) -> Iterator[Batch]:
+def eval_batches(encoded: Sequence[Encoded], *, seq_len: int, batch_size: int, pad_id: int) -> Iterator[Batch]:
     """Batches `[1, B, T]`: every document once, in order, one to a row; empty rows fill the last batch.
 
     Raises:

@@ -47,9 +47,7 @@ def load_rows(source: str, split: str = "train") -> Sequence[Row]:
             '.parquet file, a folder of them, or a Hub dataset named "org/name"'
         )
     if not rows:
-        raise ValueError(
-            f"{source} holds no rows (split {split!r}); training and evaluation need at least one"
-        )
+        raise ValueError(f"{source} holds no rows (split {split!r}); training and evaluation need at least one")
     return rows
 
 
@@ -87,9 +85,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path.name}: not UTF-8 text at byte {error.start}; save the file as UTF-8"
-        ) from error
+        raise ValueError(f"{path.name}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
 
 
 def _parse(text: str, origin: str) -> Any:

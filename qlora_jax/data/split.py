@@ -22,9 +22,7 @@ def split_rows(rows: Sequence[T], fraction: float, seed: int) -> tuple[list[T], 
     if not 0 < fraction < 1:
         raise ValueError(f"data.eval={fraction} must lie between 0 and 1 to be a share of the training rows")
     if len(rows) < 2:
-        raise ValueError(
-            f"data.eval={fraction} holds out training rows and needs at least 2, found {len(rows)}"
-        )
+        raise ValueError(f"data.eval={fraction} holds out training rows and needs at least 2, found {len(rows)}")
     count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
     held_out = set(np.random.default_rng(seed).permutation(len(rows))[:count].tolist())
     training = [row for i, row in enumerate(rows) if i not in held_out]

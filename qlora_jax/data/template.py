@@ -104,13 +104,10 @@ def _report(encoded: Sequence[Encoded], kept: Sequence[Encoded], seq_len: int) -
         )
     if cut:
         logger.warning(
-            f"{cut} of {total} rows are longer than train.seq_len={seq_len} and were cut; raise it to keep "
-            "them whole"
+            f"{cut} of {total} rows are longer than train.seq_len={seq_len} and were cut; raise it to keep them whole"
         )
     if lost:
-        logger.warning(
-            f"{lost} of {total} rows have no scored token within train.seq_len={seq_len} and were left out"
-        )
+        logger.warning(f"{lost} of {total} rows have no scored token within train.seq_len={seq_len} and were left out")
 
 
 def _tokenize(

@@ -16,6 +16,7 @@ from qlora_jax.models.cache import EMPTY, empty_cache
 from qlora_jax.models.decoder import Decoder
 
 SMALLEST_BUCKET = 32
+GREEDY = Sampling()
 
 
 class Generator:
@@ -31,7 +32,12 @@ class Generator:
         self.stop_ids = tuple(stop_ids)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, sampling: Sampling = Sampling(), seed: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
     ) -> list[list[int]]:
         """The new token ids of each prompt, without the stop token.
 
@@ -60,9 +66,9 @@ class Generator:
         return row[: ends[0]] if ends else row
 
 
-def prompt_of(ids: Sequence[int], scored: Sequence[bool]) -> list[int]:
+def prompt_of(ids: np.ndarray, scored: np.ndarray) -> list[int]:
     """The ids before the first scored token: what a model is given to answer."""
-    return list(ids[: int(np.argmax(scored))])
+    return ids[: int(np.argmax(scored))].tolist()
 
 
 def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array]:

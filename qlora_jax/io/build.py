@@ -67,7 +67,7 @@ def abstract_model(
     config: ModelConfig, *, dtype: str = "bfloat16", quantization: Quantization | None = None
 ) -> Decoder:
     """A decoder whose weights are shapes only, for what needs its structure but not its values."""
-    values = {}
+    values: dict[str, Any] = {}
     for path, spec in parameter_specs(config).items():
         stack = (config.num_layers,) if path.startswith(STACK) else ()
         if quantization is not None and quantization.covers(path, spec):
@@ -113,8 +113,10 @@ def _stack(values: Iterator[Any], layers: int | None) -> Any:
         return first
     stack = _write(_zeros(first, layers), first, 0)
     for layer, value in enumerate(values, start=1):
-        if jax.tree.structure(value) != jax.tree.structure(first):
-            raise NotImplementedError(f"layer {layer} stores a weight otherwise than layer 0: all must be packed, or none")
+        if isinstance(value, NF4Tensor) != isinstance(first, NF4Tensor):
+            raise NotImplementedError(
+                f"layer {layer} stores a weight otherwise than layer 0: all must be packed, or none"
+            )
         # One tensor at a time is in flight: without the wait the host would read far ahead of the device.
         stack = jax.block_until_ready(_write(stack, value, layer))
     return stack

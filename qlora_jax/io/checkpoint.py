@@ -22,9 +22,7 @@ class Checkpoints:
         preserve: list[Any] = [ocp.checkpoint_managers.LatestN(keep)]
         if keep_best:
             preserve.append(
-                ocp.checkpoint_managers.BestN(
-                    get_metric_fn=_negative_loss, n=1, keep_checkpoints_without_metrics=False
-                )
+                ocp.checkpoint_managers.BestN(get_metric_fn=_negative_loss, n=1, keep_checkpoints_without_metrics=False)
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(preserve),
@@ -74,7 +72,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def restore(self, step: int, **trees: Any) -> dict[str, Any]:
-        """The named items ("adapters", "optimizer") of a step, in the structure, dtypes and placement of those given."""
+        """The named items ("adapters", "optimizer") of a step, in the structure and dtypes of those given."""
         items = {name: ocp.args.StandardRestore(_leaves(tree)) for name, tree in trees.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return {name: _like(tree, restored[name]) for name, tree in trees.items()}
@@ -103,5 +101,4 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _like(tree: Any, leaves: dict[str, Any]) -> Any:
-    paths, treedef = jax.tree.flatten_with_path(tree)
-    return treedef.unflatten([leaves[jax.tree_util.keystr(path)] for path, _ in paths])
+    return jax.tree.map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], tree)

@@ -15,9 +15,9 @@ from qlora_jax.io.bitsandbytes import is_nf4, nf4_dtype, quantization_config, re
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import check_names, read_config
+from qlora_jax.io.identity import BaseIdentity, record_source
 from qlora_jax.io.model_card import model_card
 from qlora_jax.io.peft import Adapter, check_base, check_fits
-from qlora_jax.io.identity import BaseIdentity, record_source
 from qlora_jax.io.safetensors import DTYPES, TensorFolder
 from qlora_jax.io.shards import SHARD_BYTES, write_shards
 from qlora_jax.lora import Target
@@ -140,9 +140,7 @@ def export_bnb4(
     """
     base = _open(Path(base_folder), adapter)
     if any(w.packed for w in base.weights):
-        raise ValueError(
-            f"{base.folder} holds 4-bit weights already: give the folder of the original weights"
-        )
+        raise ValueError(f"{base.folder} holds 4-bit weights already: give the folder of the original weights")
 
     def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
         value = _merged(base, weight, value, None, weight.dtype)
@@ -183,9 +181,7 @@ def _weight(tensors: TensorFolder, name: str, path: str, spec: Spec) -> Weight:
         return Weight(name, path, spec, nf4_dtype(tensors, name, spec.shape), True)
     dtype, shape = tensors.dtype(name), tensors.shape(name)
     if dtype not in ("BF16", "F16", "F32") or shape != spec.shape:
-        raise ValueError(
-            f"{tensors.file(name)}: {name!r} is {dtype} {shape}, expected BF16, F16 or F32 {spec.shape}"
-        )
+        raise ValueError(f"{tensors.file(name)}: {name!r} is {dtype} {shape}, expected BF16, F16 or F32 {spec.shape}")
     return Weight(name, path, spec, str(np.dtype(DTYPES[dtype])), False)
 
 
@@ -206,9 +202,7 @@ def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str
     return identity.hexdigest()
 
 
-def _merged(
-    base: Base, weight: Weight, value: Any, quantization: Quantization | None, dtype: str
-) -> np.ndarray:
+def _merged(base: Base, weight: Weight, value: Any, quantization: Quantization | None, dtype: str) -> np.ndarray:
     """The weight to write, in `dtype`, from what the folder holds."""
     if quantization and not weight.packed and quantization.covers(weight.path, weight.spec):
         value = quantize(jnp.asarray(value.astype(dtype)), double=quantization.double)

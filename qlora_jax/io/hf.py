@@ -9,7 +9,12 @@ import numpy as np
 import transformers
 from flax import nnx
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from qlora_jax.io.bitsandbytes import is_nf4, read_nf4
 from qlora_jax.io.build import Quantization, build_model, random_read
@@ -41,7 +46,12 @@ class LoadedModel:
 
 
 def load_model(
-    folder: Path, *, dtype: str, quant: str, quantization: Quantization | None = None, kind: type[nnx.Variable] = Frozen
+    folder: Path,
+    *,
+    dtype: str,
+    quant: str,
+    quantization: Quantization | None = None,
+    kind: type[nnx.Variable] = Frozen,
 ) -> LoadedModel:
     """Streams a checkpoint folder into a decoder.
 
@@ -68,7 +78,9 @@ def load_model(
     return LoadedModel(model, identity.hexdigest(), folder)
 
 
-def random_model(config: ModelConfig, seed: int, *, dtype: str, quantization: Quantization | None, kind=Frozen) -> LoadedModel:
+def random_model(
+    config: ModelConfig, seed: int, *, dtype: str, quantization: Quantization | None, kind=Frozen
+) -> LoadedModel:
     """A decoder with random weights, for benchmarks and for training from scratch."""
     model = build_model(config, random_read(config, seed), dtype=dtype, quantization=quantization, kind=kind)
     return LoadedModel(model, f"random-{seed}", None)
@@ -83,7 +95,9 @@ def resolve_folder(path: str) -> Path:
     if path and Path(path).is_dir():
         return Path(path)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"model.path={path!r} is no folder: give a folder with a Hugging Face model, or ORG/NAME")
+        raise FileNotFoundError(
+            f"model.path={path!r} is no folder: give a folder with a Hugging Face model, or ORG/NAME"
+        )
     try:
         return Path(snapshot_download(path, allow_patterns=DOWNLOADED))
     except RepositoryNotFoundError as error:
@@ -123,7 +137,7 @@ def check_names(config: ModelConfig, tensors: TensorFolder) -> None:
     extra = sorted(name for name in tensors.names - wanted if not _harmless(name, config, wanted))
     if extra:
         raise ValueError(
-            f"{tensors.folder} holds {len(extra)} tensors that a {config.family} decoder has no place for, {extra[0]!r} first"
+            f"{tensors.folder} holds {len(extra)} tensors that no {config.family} decoder has, {extra[0]!r} first"
         )
 
 
@@ -141,6 +155,7 @@ def _read(tensors: TensorFolder, name: str, spec: Spec, identity: BaseIdentity, 
         return dequantize(packed) if unpack else packed
     if tensors.dtype(name) not in FLOATS or raw.shape != spec.shape:
         raise ValueError(
-            f"{tensors.file(name)}: {name!r} is {tensors.dtype(name)} {raw.shape}, expected {'/'.join(FLOATS)} {spec.shape}"
+            f"{tensors.file(name)}: {name!r} is {tensors.dtype(name)} {raw.shape}, "
+            f"expected {'/'.join(FLOATS)} {spec.shape}"
         )
     return np.asarray(raw)

@@ -162,14 +162,12 @@ def check_fits(adapter: Adapter, config: ModelConfig) -> None:
         for matrix, got, want in (("A", A, (A.shape[0], k)), ("B", B, (n, A.shape[0]))):
             if got.shape != want:
                 raise ValueError(
-                    f"lora_{matrix} of {name!r} is {got.shape}, this model needs {want}: "
-                    f"give the adapter's own base"
+                    f"lora_{matrix} of {name!r} is {got.shape}, this model needs {want}: give the adapter's own base"
                 )
     absent = sorted(resolve_targets(adapter.lora, modules).keys() - adapter.weights.keys())
     if absent:
         raise ValueError(
-            f"the adapter's target_modules cover {absent[0]!r}, for which it has no weights: "
-            f"save the adapter again"
+            f"the adapter's target_modules cover {absent[0]!r}, for which it has no weights: save the adapter again"
         )
 
 
@@ -193,9 +191,7 @@ def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str,
 
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is not a folder: give one with an adapter of PEFT's or qlora-jax's"
-        )
+        raise FileNotFoundError(f"{folder} is not a folder: give one with an adapter of PEFT's or qlora-jax's")
     if (folder / PICKLE).exists() and not (folder / WEIGHTS).exists():
         raise ValueError(
             f"{folder / PICKLE} is a pickle, which can run code when it is read: save the adapter again as "
@@ -203,9 +199,7 @@ def _check_files(folder: Path) -> None:
         )
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).exists():
-            raise FileNotFoundError(
-                f"{folder} holds no {file}: give a folder with an adapter of PEFT's or qlora-jax's"
-            )
+            raise FileNotFoundError(f"{folder} holds no {file}: give a folder with an adapter of PEFT's or qlora-jax's")
 
 
 def _load(file: Path) -> dict[str, np.ndarray]:
@@ -213,8 +207,7 @@ def _load(file: Path) -> dict[str, np.ndarray]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(
-            f"{file} ({file.stat().st_size} bytes) is truncated or no safetensors file ({error}): "
-            f"copy it again"
+            f"{file} ({file.stat().st_size} bytes) is truncated or no safetensors file ({error}): copy it again"
         ) from error
 
 
@@ -235,8 +228,7 @@ def _pairs(file: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Pair]:
     for module, found in matrices.items():
         if len(found) == 1:
             raise ValueError(
-                f"{file} holds lora_{min(found)} of {module!r} without its counterpart: "
-                f"save the adapter again"
+                f"{file} holds lora_{min(found)} of {module!r} without its counterpart: save the adapter again"
             )
     return {module: (found["A"], found["B"]) for module, found in matrices.items()}
 
@@ -247,9 +239,7 @@ def _check_values(file: Path, key: str, value: np.ndarray) -> None:
             f"{file}: {key!r} is {value.dtype} {value.shape}, expected a float32, float16 or bfloat16 matrix"
         )
     if not np.isfinite(value).all():
-        raise ValueError(
-            f"{file}: {key!r} holds NaN or infinite values: take an earlier checkpoint of the adapter"
-        )
+        raise ValueError(f"{file}: {key!r} holds NaN or infinite values: take an earlier checkpoint of the adapter")
 
 
 def _check_ranks(folder: Path, lora: LoraConfig, weights: Mapping[str, Pair]) -> None:

@@ -21,9 +21,7 @@ UNSUPPORTED = (
 INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
-def to_peft(
-    lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str], base: str
-) -> dict[str, Any]:
+def to_peft(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str], base: str) -> dict[str, Any]:
     """adapter_config.json for the adapted modules `targets` of a model whose linear layers are `modules`."""
     exact = _exact(lora, targets, modules)
     return {
@@ -86,9 +84,7 @@ def _refuse_unsupported(file: Path, settings: Mapping[str, Any]) -> None:
         if settings.get(key):
             raise NotImplementedError(f"{file}: {key}={settings[key]!r} is not supported, {supported}")
     if settings.get("bias", "none") != "none":
-        raise NotImplementedError(
-            f"{file}: bias={settings['bias']!r} is not supported, {supported} (bias='none')"
-        )
+        raise NotImplementedError(f"{file}: bias={settings['bias']!r} is not supported, {supported} (bias='none')")
     initial = settings.get("init_lora_weights")
     if initial not in INITIALIZATIONS:
         raise NotImplementedError(

@@ -74,10 +74,14 @@ class TensorFolder:
             raise ValueError(f"{self.folder / INDEX} is no index of shards ({error!r}): download it again") from error
         for file in sorted(set(file_of.values())):
             if not (self.folder / file).exists():
-                raise FileNotFoundError(f"{self.folder / INDEX} names {file}, which is not in the folder: download it again")
+                raise FileNotFoundError(
+                    f"{self.folder / INDEX} names {file}, which is not in the folder: download it again"
+                )
             absent = {name for name, place in file_of.items() if place == file} - set(self._open(file).keys())
             if absent:
-                raise ValueError(f"{self.folder / INDEX} places {sorted(absent)[0]!r} in {file}, which does not hold it")
+                raise ValueError(
+                    f"{self.folder / INDEX} places {sorted(absent)[0]!r} in {file}, which does not hold it"
+                )
         return file_of
 
     def _slice(self, name: str):
@@ -91,7 +95,8 @@ class TensorFolder:
             except SafetensorError as error:
                 size = (self.folder / file).stat().st_size
                 raise ValueError(
-                    f"{self.folder / file} ({size} bytes) is truncated or no safetensors file ({error}): download it again"
+                    f"{self.folder / file} ({size} bytes) is truncated or no safetensors file ({error}): "
+                    f"download it again"
                 ) from error
         return self._files[file]
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def write_model(model: Decoder, out: Path, source: Path | None) -> None:
 
 def _tensors(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
     for path in parameter_specs(model.config):
-        node = model
+        node: Any = model
         for name in path.split("."):
             node = getattr(node, name)
         value = np.asarray(node.get_value())

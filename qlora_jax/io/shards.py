@@ -34,9 +34,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     file.chmod(mode)  # the library's files are private to the user who wrote them
 
 
-def write_shards(
-    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES
-) -> None:
+def write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES) -> None:
     """Writes model.safetensors; or, where that would be larger than `shard_bytes`, files named
     model-0000x-of-0000y.safetensors and their index. Holds one shard's tensors in memory.
     """

@@ -15,7 +15,14 @@ def key_for(key: Array, name: str) -> Array:
 
 
 def init_pair(
-    key: Array, name: str, target: Target | None, *, rank: int, in_features: int, out_features: int, dtype=jnp.float32
+    key: Array,
+    name: str,
+    target: Target | None,
+    *,
+    rank: int,
+    in_features: int,
+    out_features: int,
+    dtype=jnp.float32,
 ) -> tuple[Float[Array, "r K"], Float[Array, "N r"]]:
     """A and B of one module, padded with zeros from its own rank to `rank`; all zeros where it has no target.
 

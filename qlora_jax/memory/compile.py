@@ -20,9 +20,7 @@ def compile_for(function: jax.stages.Wrapped, arguments: Any, gpu: str) -> jax.s
     """
     target = GPUS[gpu]
     try:
-        topology = topologies.get_topology_desc(
-            platform="cuda", target_config=target.target_config(), topology="1x1x1"
-        )
+        topology = topologies.get_topology_desc(platform="cuda", target_config=target.target_config(), topology="1x1x1")
     except (RuntimeError, NotImplementedError, KeyError) as error:
         raise RuntimeError(f"compiling for {gpu} needs JAX's CUDA plugin: pip install 'qlora-jax[cuda13]'") from error
     sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
@@ -34,7 +32,7 @@ def compile_for(function: jax.stages.Wrapped, arguments: Any, gpu: str) -> jax.s
 
 def device_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes on the device while the program runs: arguments, temporaries, outputs, what they share, and the peak."""
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,

@@ -67,7 +67,9 @@ def module_names(config: ModelConfig, path: str) -> list[str]:
 def adapter_count(config: ModelConfig, targets: dict[str, Target]) -> int:
     """Trainable parameters of the given targets, without the zeros that pad unequal ranks."""
     specs = parameter_specs(config)
-    shapes = {name: specs[f"{path}.weight"].shape for path in _linear_paths(config) for name in module_names(config, path)}
+    shapes = {
+        name: specs[f"{path}.weight"].shape for path in _linear_paths(config) for name in module_names(config, path)
+    }
     return sum(target.rank * sum(shapes[name]) for name, target in targets.items())
 
 

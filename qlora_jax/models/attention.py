@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -64,11 +63,14 @@ class Attention(nnx.Module):
             start = (0, context.start, 0, 0)
             k = lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), start)
             v = lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), start)
-        mask = attention_mask(
-            context.positions, context.segments, context.key_positions, context.key_segments, window
-        )
+        mask = attention_mask(context.positions, context.segments, context.key_positions, context.key_segments, window)
         y = jax.nn.dot_product_attention(
-            q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, scale=self.config.head_dim**-0.5, implementation="xla"
+            q,
+            k.astype(q.dtype),
+            v.astype(q.dtype),
+            mask=mask,
+            scale=self.config.head_dim**-0.5,
+            implementation="xla",
         )
         y = self.o_proj(y.reshape(*x.shape[:-1], -1), subkey(key, "o"))
         return y, (None if cache is None else (k, v))

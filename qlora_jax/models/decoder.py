@@ -34,9 +34,9 @@ class Layer(nnx.Module):
             weight = values.get(f"{name}.weight")
             return None if weight is None else RMSNorm(weight, eps=config.norm_eps, kind=kind)
 
-        projections = (linear(f"self_attn.{p}_proj") for p in "qkvo")
+        q, k, v, o = (linear(f"self_attn.{p}_proj") for p in "qkvo")
         self.input_layernorm = norm("input_layernorm")
-        self.self_attn = Attention(config, *projections, norm("self_attn.q_norm"), norm("self_attn.k_norm"))
+        self.self_attn = Attention(config, q, k, v, o, norm("self_attn.q_norm"), norm("self_attn.k_norm"))
         self.post_attention_layernorm = norm("post_attention_layernorm")
         self.mlp = MLP(*(linear(f"mlp.{p}_proj") for p in ("gate", "up", "down")))
 
@@ -62,7 +62,9 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, values: Mapping[str, Any], kind: type[nnx.Variable] = Frozen):
         missing = parameter_specs(config).keys() ^ values.keys()
         if missing:
-            raise ValueError(f"a {config.family} decoder's values must be parameter_specs(config)'s; differing: {sorted(missing)}")
+            raise ValueError(
+                f"a {config.family} decoder's values must be parameter_specs(config)'s; differing: {sorted(missing)}"
+            )
         stacked = {path.removeprefix(STACK): value for path, value in values.items() if path.startswith(STACK)}
         self.config = config
         self.embed_tokens = Embedding(values["embed_tokens.weight"], kind=kind)

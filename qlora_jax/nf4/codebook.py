@@ -42,7 +42,8 @@ def dynamic_map() -> np.ndarray:
     Seven decades, each twice as finely divided as the one below it; plus 0 and 1.
     """
     positive = [np.float32(10.0 ** (i - 6)) * _interval_means(2**i) for i in range(7)]
-    values = np.concatenate([*positive, *(-p for p in positive), np.float32([0.0, 1.0])])
+    ends = np.array([0.0, 1.0], np.float32)
+    values = np.concatenate([*positive, *(-p for p in positive), ends])
     levels = np.sort(values).astype(np.float32)
     levels.setflags(write=False)
     return levels

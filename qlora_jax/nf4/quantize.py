@@ -33,9 +33,7 @@ def quantize(
       ValueError: not a matrix, an empty one, or another dtype.
     """
     if weight.ndim != 2 or weight.size == 0:
-        raise ValueError(
-            f"quantize takes one non-empty matrix [N, K], got shape {weight.shape}: vmap it over a stack"
-        )
+        raise ValueError(f"quantize takes one non-empty matrix [N, K], got shape {weight.shape}: vmap it over a stack")
     if str(weight.dtype) not in SOURCE_DTYPES:
         raise ValueError(f"quantize takes {', '.join(SOURCE_DTYPES)}, got {weight.dtype}")
     blocks = _in_blocks(weight)
@@ -48,9 +46,7 @@ def quantize(
     codes = _nearest_codes(jnp.clip(scaled, -1, 1), codebook)
     packed = _pack(codes.reshape(codes.shape[0], -1)[:, : row_layout(weight.shape)[1]])
     scales = _quantize_scales(absmax) if double else (absmax,)
-    return NF4Tensor.create(
-        packed, *scales, shape=weight.shape, dtype=dtype or weight.dtype, codebook=codebook
-    )
+    return NF4Tensor.create(packed, *scales, shape=weight.shape, dtype=dtype or weight.dtype, codebook=codebook)
 
 
 def dequantize(tensor: NF4Tensor, dtype=None) -> Float[Array, "*L N K"]:

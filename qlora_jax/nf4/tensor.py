@@ -58,9 +58,7 @@ class NF4Tensor:
         codebook="nf4",
     ):
         """Builds a tensor and checks that every array's dtype and shape fits `shape`. Raises ValueError."""
-        tensor = cls(
-            codes, absmax, nested_absmax, nested_levels, offset, tuple(shape), str(jnp.dtype(dtype)), codebook
-        )
+        tensor = cls(codes, absmax, nested_absmax, nested_levels, offset, tuple(shape), str(jnp.dtype(dtype)), codebook)
         expected = packed_shapes(
             tensor.shape, tensor.dtype, double=tensor.double, stack=tensor.stack, codebook=codebook
         )
@@ -106,15 +104,13 @@ def _arrays(tensor: NF4Tensor) -> tuple:
     return tuple(getattr(tensor, name) for name in ARRAY_FIELDS)
 
 
-def row_layout(shape: tuple[int, int]) -> tuple[int, int]:
+def row_layout(shape: tuple[int, ...]) -> tuple[int, int]:
     """(R, E): the rows that the packed arrays keep, and the elements in each (see NF4Tensor)."""
     n, k = shape
     return (n, k) if k % BLOCK == 0 else (1, n * k)
 
 
-def packed_shapes(
-    shape, dtype, *, double: bool, stack: tuple[int, ...] = (), codebook: str = "nf4"
-) -> NF4Tensor:
+def packed_shapes(shape, dtype, *, double: bool, stack: tuple[int, ...] = (), codebook: str = "nf4") -> NF4Tensor:
     """The NF4Tensor of `jax.ShapeDtypeStruct`s that quantizing a `[*stack, N, K]` weight gives."""
     rows, elements = row_layout(tuple(shape))
     blocks = -(-elements // BLOCK)

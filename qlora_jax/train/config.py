@@ -201,9 +201,7 @@ class Config(Section):
 
 
 SECTIONS: Mapping[str, type[Section]] = {
-    item.name: item.type
-    for item in fields(Config)
-    if isinstance(item.type, type) and issubclass(item.type, Section)
+    item.name: item.type for item in fields(Config) if isinstance(item.type, type) and issubclass(item.type, Section)
 }
 
 

@@ -30,7 +30,9 @@ class Dataset:
 def prepare(config: Config, tokenizer) -> Dataset:
     """Reads, encodes and packs what `config.data` names. Raises ValueError or FileNotFoundError."""
     if not config.data.train:
-        raise ValueError("config.data.train is not set: give a .jsonl, .json or .parquet file, a folder or a Hub dataset")
+        raise ValueError(
+            "config.data.train is not set: give a .jsonl, .json or .parquet file, a folder or a Hub dataset"
+        )
     rows = load_rows(config.data.train, config.data.split)
     eval_rows: Sequence[Row] = []
     if isinstance(config.data.eval, float):
@@ -65,7 +67,7 @@ def _batches(config: Config, documents: Sequence[Encoded], pad: int) -> Batches:
     )
 
 
-def _encode(rows, tokenizer, config: Config) -> list[Encoded]:
+def _encode(rows, tokenizer, config: Config) -> Sequence[Encoded]:
     return encode_rows(
         rows,
         tokenizer,

@@ -38,7 +38,9 @@ class Diverged(RuntimeError):
 class Loop:
     """Drives a Trainer over a Dataset, from whatever step its checkpoints hold to `steps`."""
 
-    def __init__(self, trainer: Trainer, dataset: Dataset, folder: Path, steps: int, extra_metrics: ExtraMetrics | None):
+    def __init__(
+        self, trainer: Trainer, dataset: Dataset, folder: Path, steps: int, extra_metrics: ExtraMetrics | None
+    ):
         self.trainer, self.dataset, self.folder, self.steps = trainer, dataset, folder, steps
         self.extra_metrics = extra_metrics
         self.section = trainer.config.train

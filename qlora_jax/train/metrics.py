@@ -25,9 +25,7 @@ class MetricsLog:
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        kept = (
-            [] if restored_step is None else [row for row in read_rows(path) if row["step"] <= restored_step]
-        )
+        kept = [] if restored_step is None else [row for row in read_rows(path) if row["step"] <= restored_step]
         replace_rows(path, kept)
         self._file = path.open("a", encoding="utf-8")
         purge = None if restored_step is None else restored_step + 1

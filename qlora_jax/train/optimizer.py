@@ -22,7 +22,9 @@ def learning_rate(config: OptimSection, steps: int) -> optax.Schedule:
         return after
     # The first step already moves: its rate is peak / warmup, not 0.
     start = config.learning_rate / warmup
-    return optax.join_schedules([optax.linear_schedule(start, config.learning_rate, max(warmup - 1, 1)), after], [warmup])
+    return optax.join_schedules(
+        [optax.linear_schedule(start, config.learning_rate, max(warmup - 1, 1)), after], [warmup]
+    )
 
 
 def adamw(config: OptimSection, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -90,12 +90,8 @@ def settings_table(config: Config) -> list[tuple[str, str]]:
     """(field, value) of the whole configuration, as on the command line."""
     pairs = []
     for name, value in to_dict(config).items():
-        fields = (
-            {f"{name}.{field}": one for field, one in value.items()} if name in SECTIONS else {name: value}
-        )
-        pairs += [
-            (field, ",".join(one) if isinstance(one, tuple) else str(one)) for field, one in fields.items()
-        ]
+        fields = {f"{name}.{field}": one for field, one in value.items()} if name in SECTIONS else {name: value}
+        pairs += [(field, ",".join(one) if isinstance(one, tuple) else str(one)) for field, one in fields.items()]
     return pairs
 
 

@@ -57,7 +57,9 @@ def start_step(config: Config) -> int:
     resume, folder = config.train.resume, Path(config.output_dir)
     steps = Checkpoints.steps_in(folder / CHECKPOINTS)
     if resume == "none" and steps:
-        raise ValueError(f"train.resume=none, but {folder} holds checkpoints of steps {steps}: choose another output_dir")
+        raise ValueError(
+            f"train.resume=none, but {folder} holds checkpoints of steps {steps}: choose another output_dir"
+        )
     if isinstance(resume, int) and resume and resume not in steps:
         raise ValueError(f"train.resume={resume}: {folder} holds checkpoints of steps {steps or 'none'}")
     return resume if isinstance(resume, int) else max(steps, default=0)

@@ -1,6 +1,5 @@
 """From a configuration to everything a run needs: model, adapters, optimizer and jitted steps."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,8 @@ class Trainer:
     targets: dict[str, Target]
     opt_state: Any
     schedule: optax.Schedule
-    train_step: Callable[..., Any]
-    eval_step: Callable[..., Any]
+    train_step: jax.stages.Wrapped
+    eval_step: jax.stages.Wrapped
 
 
 def lora_config(config: Config) -> LoraConfig:
@@ -64,12 +63,13 @@ def quantization(config: Config) -> Quantization | None:
 
 def load_base(config: Config, folder: Path | None) -> LoadedModel:
     """The base model of the configuration; `folder` is its resolved folder, None for random weights."""
-    options = dict(dtype=DTYPES[config.model.dtype], kind=nnx.Param if config.method == "full" else Frozen)
+    dtype, kind = DTYPES[config.model.dtype], nnx.Param if config.method == "full" else Frozen
     packed = quantization(config)
     if config.model.weights == "random":
         geometry = read_config(folder or Path(config.model.geometry))
-        return random_model(geometry, config.seed, quantization=packed, **options)
-    return load_model(folder, quant="none" if packed is None else "nf4", quantization=packed, **options)
+        return random_model(geometry, config.seed, quantization=packed, dtype=dtype, kind=kind)
+    assert folder is not None  # base_folder gives one for every checkpoint
+    return load_model(folder, quant="none" if packed is None else "nf4", quantization=packed, dtype=dtype, kind=kind)
 
 
 def base_folder(config: Config) -> Path | None:

@@ -1,6 +1,5 @@
 """One optimizer step and one evaluation step, as pure functions of pytrees."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array
 
 from qlora_jax.lora.tree import lora_mask
 from qlora_jax.models.adapters import TRAINABLE
@@ -43,10 +41,10 @@ def split_model(model: Decoder) -> Parts:
 class TensorBatch(NamedTuple):
     """A batch on the device: int32 and bool `[A, B, T]`, see data.Batch."""
 
-    tokens: Array
-    segment_ids: Array
-    positions: Array
-    scored: Array
+    tokens: Any
+    segment_ids: Any
+    positions: Any
+    scored: Any
 
 
 def masked_optimizer(tx: optax.GradientTransformation, parts: Parts) -> optax.GradientTransformation:
@@ -56,12 +54,13 @@ def masked_optimizer(tx: optax.GradientTransformation, parts: Parts) -> optax.Gr
 
 def make_train_step(
     graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, *, remat: str, loss_chunk: int
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
     """The jitted `train_step(adapters, opt_state, base, batch, key) -> (adapters, opt_state, metrics)`.
 
     adapters and opt_state are donated; base is only read. Gradients are taken with respect to the adapters alone,
     summed over the microbatches and divided once by the number of scored tokens, so that accumulating equals one
-    larger batch. `key` turns adapter dropout on, None leaves it off. metrics: `loss`, `tokens` (scored), `grad_norm` (before clipping).
+    larger batch. `key` turns adapter dropout on, None leaves it off. metrics: `loss`, `tokens` (scored) and
+    `grad_norm` (before clipping).
     """
 
     def loss(adapters, base, batch, key):
@@ -95,7 +94,7 @@ def _accumulate(value_and_grad, adapters, base, batch: TensorBatch, key):
     return carry
 
 
-def make_eval_step(graphdef: nnx.GraphDef, *, loss_chunk: int) -> Callable[..., Any]:
+def make_eval_step(graphdef: nnx.GraphDef, *, loss_chunk: int) -> jax.stages.Wrapped:
     """The jitted `eval_step(adapters, base, batch) -> (summed loss, scored tokens)` of a batch `[B, T]`."""
 
     @jax.jit

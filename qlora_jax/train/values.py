@@ -30,9 +30,7 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 def describe(kind: Any) -> str:
     """The annotation in words, e.g. `none or an integer`."""
-    return " or ".join(
-        _describe_one(one) for one in sorted(alternatives(kind), key=lambda one: one is not NoneType)
-    )
+    return " or ".join(_describe_one(one) for one in sorted(alternatives(kind), key=lambda one: one is not NoneType))
 
 
 def _describe_one(kind: Any) -> str:

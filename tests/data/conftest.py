@@ -82,9 +82,7 @@ def llama3():
 @pytest.fixture
 def chatml():
     """pad is eos; no bos."""
-    return build_tokenizer(
-        specials=["<|im_start|>", "<|im_end|>"], template=CHATML, eos="<|im_end|>", pad="<|im_end|>"
-    )
+    return build_tokenizer(specials=["<|im_start|>", "<|im_end|>"], template=CHATML, eos="<|im_end|>", pad="<|im_end|>")
 
 
 @pytest.fixture

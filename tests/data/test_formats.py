@@ -94,8 +94,7 @@ def test_alpaca_as_a_prompt():
         ({"text": 3}, "train.jsonl, row 17: column 'text' must be a string, found int 3"),
         (
             {"prompt": [USER_HI], "completion": "x"},
-            "train.jsonl, row 17: column 'prompt' must be a string, found list "
-            "[{'role': 'user', 'content': 'hi'}]",
+            "train.jsonl, row 17: column 'prompt' must be a string, found list [{'role': 'user', 'content': 'hi'}]",
         ),
         (
             {"instruction": "x", "input": 1, "output": "y"},

@@ -27,9 +27,7 @@ def test_jsonl_rows_count_lines(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    "content", ['[{"text": "a"}, {"text": "b"}]', '{"data": [{"text": "a"}, {"text": "b"}]}']
-)
+@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '{"data": [{"text": "a"}, {"text": "b"}]}'])
 def test_json(tmp_path, content):
     assert load_rows(str(write(tmp_path / "rows.json", content)))[1] == Row(
         values={"text": "b"}, origin="rows.json, row 2"
@@ -90,15 +88,13 @@ def test_folders_of_save_to_disk(tmp_path):
         (
             "a.json",
             '{"text": "a"}\n{"text": "b"}\n',
-            "a.json: not valid JSON at line 2, column 1: Extra data; a file of one object per line is named "
-            ".jsonl",
+            "a.json: not valid JSON at line 2, column 1: Extra data; a file of one object per line is named .jsonl",
         ),
         ("a.json", '[{"text": "a"}, 3]', "a.json, row 2: expected a JSON object of columns, found int 3"),
         (
             "a.json",
             '{"text": "a"}',
-            'a.json: expected a list of objects or {"data": [...]}; a file of one object per line is named '
-            ".jsonl",
+            'a.json: expected a list of objects or {"data": [...]}; a file of one object per line is named .jsonl',
         ),
         ("a.csv", "text\na\n", "PATH: unknown file type '.csv'; expected one of .jsonl, .json, .parquet"),
         ("a.jsonl", "\n", "PATH holds no rows (split 'train'); training and evaluation need at least one"),
@@ -161,8 +157,7 @@ def test_the_hub_out_of_reach(monkeypatch):
     text = str(error.value)
     assert text.startswith("'org/name' is no file or folder here, and the Hugging Face Hub did not give it (")
     assert text.endswith(
-        "); check the name and the connection, or pass a local .jsonl, .json or .parquet file or a folder of "
-        "them"
+        "); check the name and the connection, or pass a local .jsonl, .json or .parquet file or a folder of them"
     )
 
 

@@ -113,9 +113,7 @@ def test_eos_is_appended_and_reachable_where_the_template_ends_otherwise(qwen_ba
 
 BLOCK_LAYOUTS = {
     "end inside, then a line break": lambda template: template,
-    "end inside, then the next turn": lambda template: template.replace(
-        "{{ '\n' }}{% endfor %}", "{% endfor %}"
-    ),
+    "end inside, then the next turn": lambda template: template.replace("{{ '\n' }}{% endfor %}", "{% endfor %}"),
     "end outside": lambda template: template.replace("<|im_end|>{% endg", "{% endg").replace(
         "{% endgeneration %}", "{% endgeneration %}<|im_end|>"
     ),
@@ -131,9 +129,7 @@ def test_generation_blocks_decide_and_the_turns_end_is_learned(layout, blocks):
 
 
 def test_blocks_and_an_appended_eos_never_reach_back_into_an_earlier_turn(blocks):
-    blocks.chat_template = blocks.chat_template.replace(
-        "<|im_end|>{% endgeneration %}", "{% endgeneration %}"
-    )
+    blocks.chat_template = blocks.chat_template.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}")
     blocks.chat_template = blocks.chat_template.replace("{{ '\n' }}{% endfor %}", "{% endfor %}")
     encoded = encode(chat(*TURN, TURN[0], {"role": "assistant", "content": ""}), blocks, seq_len=64)
     learned = [run for kind, run in spell(encoded, blocks) if kind == "learned"]
@@ -242,9 +238,7 @@ def test_load_chat_template(tmp_path, chatml):
     assert load_chat_template(None) is None
     with pytest.raises(FileNotFoundError) as error:
         load_chat_template("chatlm")
-    assert str(error.value) == (
-        "data.chat_template='chatlm' is neither a file nor a built-in template (chatml)"
-    )
+    assert str(error.value) == ("data.chat_template='chatlm' is neither a file nor a built-in template (chatml)")
 
 
 def test_long_examples_are_cut(plain):
@@ -296,9 +290,7 @@ def test_alpaca_rows_follow_the_template_if_there_is_one(plain, chatml):
     assert as_prompt[0][1][-5:] == ["###", " ", "<unk>", ":", "\n"]
     assert as_prompt[1] == ("learned", ["hello", "</s>"])
     assert (
-        spell(encode_rows(row, plain, seq_len=64, chat_template=chatml.chat_template)[0], plain)[0][1].count(
-            "user"
-        )
+        spell(encode_rows(row, plain, seq_len=64, chat_template=chatml.chat_template)[0], plain)[0][1].count("user")
         == 1
     )
 
@@ -327,8 +319,7 @@ FAILURES = {
         "llama2",
         chat({"role": "system", "content": "ok"}, *TURN),
         {},
-        "the chat template cannot render messages of the roles system, user, assistant: only user and "
-        "assistant",
+        "the chat template cannot render messages of the roles system, user, assistant: only user and assistant",
     ),
     "empty blocks": (
         "blocks",
@@ -397,9 +388,7 @@ def test_encode_rows_names_file_and_row(chatml):
     rows = rows_of({"text": "hi"}, {"messages": [{"role": "user", "content": "hi"}]})
     with pytest.raises(ValueError) as error:
         encode_rows(rows, chatml, seq_len=8)
-    assert str(error.value) == (
-        'train.jsonl, row 2: no "assistant" message to learn from (the roles are user)'
-    )
+    assert str(error.value) == ('train.jsonl, row 2: no "assistant" message to learn from (the roles are user)')
 
 
 def test_the_ids_are_those_of_transformers_own_rendering(llama3):

@@ -64,12 +64,8 @@ def test_reads_what_bitsandbytes_packed(tmp_path, shape, double, dtype):
 def test_reads_every_quant_storage(tmp_path, storage):
     parts, expected = packed_by_bitsandbytes(random_weight((64, 128)), storage=storage)
     tensors = folder_with(tmp_path, parts)
-    assert (
-        tensors.dtype(NAME) == {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[storage]
-    )
-    np.testing.assert_array_equal(
-        np.asarray(dequantize(read_nf4(tensors, NAME, (64, 128)))), to_numpy(expected)
-    )
+    assert tensors.dtype(NAME) == {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[storage]
+    np.testing.assert_array_equal(np.asarray(dequantize(read_nf4(tensors, NAME, (64, 128)))), to_numpy(expected))
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -105,9 +101,7 @@ def changed_state(parts, **changes):
 
 def test_refuses_another_shape(tmp_path):
     parts, _ = packed_by_bitsandbytes(random_weight((64, 128)))
-    with pytest.raises(
-        ValueError, match=r"'model.layers.0.self_attn.q_proj.weight' has shape \[64, 128\], expe"
-    ):
+    with pytest.raises(ValueError, match=r"'model.layers.0.self_attn.q_proj.weight' has shape \[64, 128\], expe"):
         read_nf4(folder_with(tmp_path, parts), NAME, (128, 64))
 
 
@@ -121,9 +115,7 @@ def test_refuses_fp4(tmp_path):
     parts, _ = packed_by_bitsandbytes(random_weight((64, 128)), kind="fp4")
     tensors = folder_with(tmp_path, parts)
     assert is_nf4(tensors, NAME)
-    with pytest.raises(
-        ValueError, match="is fp4, expected nf4: quantize the model with bnb_4bit_quant_type='nf4'"
-    ):
+    with pytest.raises(ValueError, match="is fp4, expected nf4: quantize the model with bnb_4bit_quant_type='nf4'"):
         read_nf4(tensors, NAME, (64, 128))
 
 
@@ -131,9 +123,7 @@ def test_refuses_another_codebook(tmp_path):
     parts, _ = packed_by_bitsandbytes(random_weight((64, 128)))
     levels = to_numpy(parts[f"{NAME}.quant_map"]).copy()
     levels[3] = np.nextafter(levels[3], np.float32(1))
-    with pytest.raises(
-        ValueError, match="is not the NF4 codebook .* quantize the model again from its 16-bit"
-    ):
+    with pytest.raises(ValueError, match="is not the NF4 codebook .* quantize the model again from its 16-bit"):
         read_nf4(folder_with(tmp_path, parts | {f"{NAME}.quant_map": levels}), NAME, (64, 128))
 
 
@@ -186,7 +176,5 @@ def test_our_folder_is_the_one_that_transformers_saves(base, tmp_path):
 
 def test_a_packed_base_is_not_packed_again(base, tmp_path):
     export_bnb4(base, tmp_path / "once")
-    with pytest.raises(
-        ValueError, match="once holds 4-bit weights already: give the folder of the original weights"
-    ):
+    with pytest.raises(ValueError, match="once holds 4-bit weights already: give the folder of the original weights"):
         export_bnb4(tmp_path / "once", tmp_path / "twice")

@@ -53,9 +53,7 @@ def tensors_of(folder) -> dict[str, np.ndarray]:
 def round_trip(weight: np.ndarray) -> np.ndarray:
     """bitsandbytes' NF4 with double quantization and back, float32."""
     tensor = torch.from_numpy(weight.astype(np.float32)).to(torch.bfloat16)
-    packed = bitsandbytes.functional.quantize_4bit(
-        tensor, blocksize=64, compress_statistics=True, quant_type="nf4"
-    )
+    packed = bitsandbytes.functional.quantize_4bit(tensor, blocksize=64, compress_statistics=True, quant_type="nf4")
     return bitsandbytes.functional.dequantize_4bit(*packed).float().numpy()
 
 
@@ -102,9 +100,7 @@ def test_merged_into_the_dequantized_is_what_training_saw(base, tmp_path):
         module = name.removesuffix(".weight")
         expected = round_trip(weight) if "_proj" in name else weight.astype(np.float32)
         assert_close(after[name], expected + delta(adapter, module) if module in ADAPTED else expected)
-    assert not np.array_equal(
-        after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"]
-    )
+    assert not np.array_equal(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
 
 
 def test_double_and_lm_head_are_honoured(base, tmp_path):
@@ -128,9 +124,7 @@ def test_a_packed_base_merges_into_what_it_dequantizes_to(base, tmp_path):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
     settings = json.loads((tmp_path / "from-packed" / "config.json").read_text())
     assert "quantization_config" not in settings and settings["dtype"] == "bfloat16"
-    with pytest.raises(
-        ValueError, match=r"holds 'model.layers.0.mlp.down_proj.weight' in 4 bits, not its original: g"
-    ):
+    with pytest.raises(ValueError, match=r"holds 'model.layers.0.mlp.down_proj.weight' in 4 bits, not its original: g"):
         export_merged(tmp_path / "packed", adapter, tmp_path / "no")
 
 
@@ -144,10 +138,7 @@ def test_4_bit_with_an_adapter_packs_the_merged_weights(base, tmp_path):
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
     text = (tmp_path / "one-step" / "README.md").read_text()
-    assert (
-        "NF4 with double quantization for bitsandbytes. A LoRA adapter was added to the original weights"
-        in text
-    )
+    assert "NF4 with double quantization for bitsandbytes. A LoRA adapter was added to the original weights" in text
 
 
 def test_the_merged_folder(base, tmp_path):
@@ -222,17 +213,13 @@ def test_each_tensor_keeps_its_own_dtype(base, tmp_path):
 def test_the_right_base_is_accepted_and_another_refused(base, tmp_path):
     content_hash = load_model(base, dtype="bfloat16", quant="none").content_hash
     export_merged(base, make_adapter(base_hash=content_hash), tmp_path / "right")
-    with pytest.raises(
-        ValueError, match=f"adapter for another base: .* hash 0123, this base has {content_hash}: giv"
-    ):
+    with pytest.raises(ValueError, match=f"adapter for another base: .* hash 0123, this base has {content_hash}: giv"):
         export_merged(base, make_adapter(base_hash="0123"), tmp_path / "wrong")
     assert [path.name for path in tmp_path.iterdir()] == ["right"]
 
 
 def test_refuses_an_adapter_that_does_not_fit(checkpoint, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"lora_A of 'model.layers.0.self_attn.q_proj' is \(3, 64\), this model needs"
-    ):
+    with pytest.raises(ValueError, match=r"lora_A of 'model.layers.0.self_attn.q_proj' is \(3, 64\), this model needs"):
         export_merged(checkpoint(hidden_size=128), make_adapter(), tmp_path / "out")
 
 
@@ -244,9 +231,7 @@ def test_refuses_an_unknown_merge(base, tmp_path):
 def test_refuses_a_folder_that_is_not_empty(base, tmp_path):
     (tmp_path / "out").mkdir()
     export_merged(base, make_adapter(), tmp_path / "out")  # an empty one is taken
-    with pytest.raises(
-        FileExistsError, match=r"out is not empty \(it holds 'LICENSE.txt'\): give a new or empty fol"
-    ):
+    with pytest.raises(FileExistsError, match=r"out is not empty \(it holds 'LICENSE.txt'\): give a new or empty fol"):
         export_merged(base, make_adapter(), tmp_path / "out")
 
 
@@ -273,9 +258,7 @@ def test_a_disk_that_fills_up_leaves_nothing(base, tmp_path, monkeypatch):
         save(tensors, file, metadata=metadata)
 
     monkeypatch.setattr(shards, "save_file", save_two)
-    with pytest.raises(
-        OSError, match=r"out needs [0-9,]+ bytes, its disk has [0-9,]+ free: free some"
-    ) as error:
+    with pytest.raises(OSError, match=r"out needs [0-9,]+ bytes, its disk has [0-9,]+ free: free some") as error:
         export_merged(base, make_adapter(), tmp_path / "out", shard_bytes=60_000)
     assert error.value.errno == errno.ENOSPC
     assert len(written) == 2 and list(tmp_path.iterdir()) == []

@@ -89,5 +89,7 @@ def test_an_unsupported_rope_scaling_is_named(checkpoint, tmp_path):
     settings = json.loads((checkpoint("llama") / "config.json").read_text())
     settings["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(NotImplementedError, match="rope scaling 'yarn' is not supported, only default, linear and llama3"):
+    with pytest.raises(
+        NotImplementedError, match="rope scaling 'yarn' is not supported, only default, linear and llama3"
+    ):
         read_config(tmp_path)

@@ -67,12 +67,8 @@ PEFT_SETTINGS = {
     "all-linear": dict(target_modules="all-linear"),
     "full paths": dict(target_modules=["model.layers.1.mlp.up_proj", "model.layers.2.self_attn.k_proj"]),
     "regex": dict(target_modules=r".*\.layers\.[12]\.mlp\.(gate|down)_proj"),
-    "rank pattern": dict(
-        target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 2, "layers.0.*q_proj": 6}
-    ),
-    "alpha pattern": dict(
-        target_modules=["q_proj", "o_proj"], alpha_pattern={r"layers\.1\.self_attn\.o_proj": 32}
-    ),
+    "rank pattern": dict(target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 2, "layers.0.*q_proj": 6}),
+    "alpha pattern": dict(target_modules=["q_proj", "o_proj"], alpha_pattern={r"layers\.1\.self_attn\.o_proj": 32}),
     "rslora": dict(target_modules=["q_proj", "v_proj"], use_rslora=True, rank_pattern={"v_proj": 9}),
     "some layers": dict(target_modules=["q_proj"], layers_to_transform=[0, 2]),
     "excluded": dict(target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"]),
@@ -179,9 +175,7 @@ def test_our_own_folder_gives_the_same_model(base, tmp_path):
 def test_attaching_takes_an_earlier_adapters_place(base, plain):
     model, _ = with_random_adapter(base, LoraConfig(rank=3, targets=("q_proj", "down_proj")))
     attach_adapter(model, read_adapter(plain), base_hash=None)
-    adapted = {
-        path: linear.lora.A.get_value().shape for path, linear in linears(model) if linear.lora is not None
-    }
+    adapted = {path: linear.lora.A.get_value().shape for path, linear in linears(model) if linear.lora is not None}
     assert adapted == {"layers.self_attn.q_proj": (3, 4, 64)}
 
 
@@ -189,9 +183,7 @@ def test_the_written_folder(base, tmp_path):
     lora = LoraConfig(rank=2, alpha=16.0, dropout=0.1, targets=("q_proj",), rank_pattern={"layers.1.*": 1})
     model = our_model(base)
     targets = add_adapters(model, lora, jax.random.key(0))
-    write_adapter(
-        tmp_path / "a", model, lora, targets, base="org/llama", base_hash="0123", extra={"lm_head": False}
-    )
+    write_adapter(tmp_path / "a", model, lora, targets, base="org/llama", base_hash="0123", extra={"lm_head": False})
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text()) == {
         "alpha_pattern": {},
         "base_model_name_or_path": "org/llama",
@@ -264,9 +256,7 @@ def test_an_adapter_replaces_an_adapter_and_nothing_else(base, tmp_path):
     write_adapter(out, model, lora, targets, base="second", base_hash=None)
     assert read_adapter(out).base == "second"
     (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(
-        FileExistsError, match=r"a is not empty \(it holds 'thesis.txt'\): give a new or empty fold"
-    ):
+    with pytest.raises(FileExistsError, match=r"a is not empty \(it holds 'thesis.txt'\): give a new or empty fold"):
         write_adapter(out, model, lora, targets, base="third", base_hash=None)
     assert (out / "thesis.txt").read_text() == "years of work" and read_adapter(out).base == "second"
     with pytest.raises(FileExistsError, match="thesis.txt is a file: give a new or empty folder"):
@@ -293,9 +283,7 @@ def plain(base, tmp_path_factory):
 def damaged(plain, tmp_path, *, settings=None, tensors=None, drop=()):
     folder = shutil.copytree(plain, tmp_path / "damaged")
     values = json.loads((folder / "adapter_config.json").read_text()) | (settings or {})
-    (folder / "adapter_config.json").write_text(
-        json.dumps({k: v for k, v in values.items() if k not in drop})
-    )
+    (folder / "adapter_config.json").write_text(json.dumps({k: v for k, v in values.items() if k not in drop}))
     values = load_file(folder / "adapter_model.safetensors") | (tensors or {})
     values = {k: v for k, v in values.items() if k not in drop}
     save_file(values, folder / "adapter_model.safetensors")
@@ -328,41 +316,29 @@ def test_refuses_dora_and_embeddings_of_peft(base, tmp_path):
     with pytest.raises(NotImplementedError, match="use_dora=True is not supported"):
         read_adapter(tmp_path / "dora")
     written_by_peft(base, tmp_path / "embedding", target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(
-        NotImplementedError, match="embed_tokens.* is not supported, only lora_A and lora_B of linear"
-    ):
+    with pytest.raises(NotImplementedError, match="embed_tokens.* is not supported, only lora_A and lora_B of linear"):
         read_adapter(tmp_path / "embedding")
 
 
 def test_refuses_whole_layers(plain, tmp_path):
     whole = {"base_model.model.lm_head.base_layer.weight": np.zeros((160, 64), np.float32)}
-    with pytest.raises(
-        NotImplementedError, match=r"lm_head.* \(PEFT's save_pretrained\(save_embedding_layers=False\)"
-    ):
+    with pytest.raises(NotImplementedError, match=r"lm_head.* \(PEFT's save_pretrained\(save_embedding_layers=False\)"):
         read_adapter(damaged(plain, tmp_path, tensors=whole))
 
 
 def test_refuses_what_is_not_there(plain, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="nowhere is not a folder: give one with an adapter of PEFT's"
-    ):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder: give one with an adapter of PEFT's"):
         read_adapter(tmp_path / "nowhere")
     folder = shutil.copytree(plain, tmp_path / "a")
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(
-        FileNotFoundError, match="a holds no adapter_config.json: give a folder with an adapter"
-    ):
+    with pytest.raises(FileNotFoundError, match="a holds no adapter_config.json: give a folder with an adapter"):
         read_adapter(folder)
     folder = shutil.copytree(plain, tmp_path / "b")
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(
-        FileNotFoundError, match="b holds no adapter_model.safetensors: give a folder with an ada"
-    ):
+    with pytest.raises(FileNotFoundError, match="b holds no adapter_model.safetensors: give a folder with an ada"):
         read_adapter(folder)
     (folder / "adapter_model.bin").write_bytes(b"pickle")
-    with pytest.raises(
-        ValueError, match="adapter_model.bin is a pickle, which can run code when it is read: save"
-    ):
+    with pytest.raises(ValueError, match="adapter_model.bin is a pickle, which can run code when it is read: save"):
         read_adapter(folder)
 
 
@@ -370,9 +346,7 @@ def test_refuses_damaged_files(plain, tmp_path):
     folder = shutil.copytree(plain, tmp_path / "a")
     content = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(content[:-8])
-    with pytest.raises(
-        ValueError, match=rf"\({len(content) - 8} bytes\) is truncated or no safetensors file"
-    ):
+    with pytest.raises(ValueError, match=rf"\({len(content) - 8} bytes\) is truncated or no safetensors file"):
         read_adapter(folder)
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="adapter_config.json is no JSON .*: save the adapter again"):
@@ -388,34 +362,24 @@ def test_refuses_a_missing_setting(plain, tmp_path):
 def test_refuses_weights_that_are_not_finite(plain, tmp_path, bad):
     A = load_file(plain / "adapter_model.safetensors")[A0]
     A[1, 5] = bad
-    with pytest.raises(
-        ValueError, match="layers.0.self_attn.q_proj.lora_A.weight' holds NaN or infinite values"
-    ):
+    with pytest.raises(ValueError, match="layers.0.self_attn.q_proj.lora_A.weight' holds NaN or infinite values"):
         read_adapter(damaged(plain, tmp_path, tensors={A0: A}))
 
 
 def test_refuses_ranks_that_do_not_fit(plain, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"'model.layers.0.self_attn.q_proj' has A \(3, 64\) and B \(64, 4\), but "
-    ):
+    with pytest.raises(ValueError, match=r"'model.layers.0.self_attn.q_proj' has A \(3, 64\) and B \(64, 4\), but "):
         read_adapter(damaged(plain, tmp_path, tensors={A0: np.zeros((3, 64), np.float32)}))
 
 
 def test_refuses_other_tensors(plain, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"lora_A.weight' is int32 \(4, 64\), expected a float32, float16 or bfloat"
-    ):
+    with pytest.raises(ValueError, match=r"lora_A.weight' is int32 \(4, 64\), expected a float32, float16 or bfloat"):
         read_adapter(damaged(plain, tmp_path, tensors={A0: np.zeros((4, 64), np.int32)}))
 
 
 def test_refuses_half_a_pair_and_weights_beside_the_targets(plain, tmp_path):
-    with pytest.raises(
-        ValueError, match="holds lora_B of 'model.layers.0.self_attn.q_proj' without its counterpart"
-    ):
+    with pytest.raises(ValueError, match="holds lora_B of 'model.layers.0.self_attn.q_proj' without its counterpart"):
         read_adapter(damaged(plain, tmp_path / "a", drop=(A0,)))
-    with pytest.raises(
-        ValueError, match="has weights for 'model.layers.0.self_attn.q_proj', which target_modules i"
-    ):
+    with pytest.raises(ValueError, match="has weights for 'model.layers.0.self_attn.q_proj', which target_modules i"):
         read_adapter(damaged(plain, tmp_path / "b", settings={"target_modules": ["v_proj"]}))
 
 
@@ -423,25 +387,17 @@ def test_refuses_another_base(base, tmp_path):
     lora = LoraConfig(rank=2, targets=("q_proj",))
     model, targets = with_random_adapter(base, lora)
     write_adapter(tmp_path / "a", model, lora, targets, base="org/other", base_hash="aaaa")
-    with pytest.raises(
-        ValueError, match="adapter for another base: .* 'org/other' .* aaaa, this base has bbbb: give"
-    ):
+    with pytest.raises(ValueError, match="adapter for another base: .* 'org/other' .* aaaa, this base has bbbb: give"):
         attach_adapter(our_model(base), read_adapter(tmp_path / "a"), base_hash="bbbb")
 
 
 def test_refuses_a_model_that_it_does_not_fit(plain, checkpoint):
     adapter = read_adapter(plain)
-    with pytest.raises(
-        ValueError, match=r"lora_A of 'model.layers.0.self_attn.q_proj' is \(4, 64\), this model nee.*"
-    ):
+    with pytest.raises(ValueError, match=r"lora_A of 'model.layers.0.self_attn.q_proj' is \(4, 64\), this model nee.*"):
         attach_adapter(our_model(checkpoint(hidden_size=128)), adapter, base_hash=None)
-    with pytest.raises(
-        ValueError, match="weights for 'model.layers.2.self_attn.q_proj', which this llama model of 2"
-    ):
+    with pytest.raises(ValueError, match="weights for 'model.layers.2.self_attn.q_proj', which this llama model of 2"):
         attach_adapter(our_model(checkpoint(num_hidden_layers=2)), adapter, base_hash=None)
     model = our_model(checkpoint(num_hidden_layers=4))
-    with pytest.raises(
-        ValueError, match="cover 'model.layers.3.self_attn.q_proj', for which it has no weights"
-    ):
+    with pytest.raises(ValueError, match="cover 'model.layers.3.self_attn.q_proj', for which it has no weights"):
         attach_adapter(model, adapter, base_hash=None)
     assert all(linear.lora is None for _, linear in linears(model))

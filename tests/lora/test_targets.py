@@ -42,13 +42,18 @@ def test_what_a_target_matches(targets, expected):
 
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj"), ("proj",), r"q_proj", "all_linear"])
 def test_a_target_that_matches_nothing_lists_what_could(targets):
-    with pytest.raises(ValueError, match=r"matches no module. Names that can be matched: lm_head, q_proj, up_proj, v_proj"):
+    with pytest.raises(
+        ValueError, match=r"matches no module. Names that can be matched: lm_head, q_proj, up_proj, v_proj"
+    ):
         resolve_targets(LoraConfig(targets=targets), MODULES)
 
 
 def test_exceptions_to_rank_and_alpha():
     config = LoraConfig(
-        rank=8, alpha=16, rank_pattern={"up_proj": 2, r"layers\.1\.self_attn\.q_proj": 32}, alpha_pattern={"v_proj": 4}
+        rank=8,
+        alpha=16,
+        rank_pattern={"up_proj": 2, r"layers\.1\.self_attn\.q_proj": 32},
+        alpha_pattern={"v_proj": 4},
     )
     assert resolve_targets(config, MODULES) == {
         MODULES[0]: Target(8, 2.0),
@@ -89,7 +94,9 @@ def adapters(model, config):
 
 
 def test_the_whole_adapter_tree(tiny):
-    tree = jax.tree.map(lambda a: (a.shape, str(a.dtype)), adapters(tiny, LoraConfig(rank=4, targets=("q_proj", "down_proj"))))
+    tree = jax.tree.map(
+        lambda a: (a.shape, str(a.dtype)), adapters(tiny, LoraConfig(rank=4, targets=("q_proj", "down_proj")))
+    )
     assert tree == {
         "layers": {
             "self_attn": {"q_proj": {"lora": {"A": ((3, 4, 64), "float32"), "B": ((3, 64, 4), "float32")}}},

@@ -64,12 +64,28 @@ def test_what_cannot_be_quantized(weight, message):
 
 def test_create_checks_shapes_and_dtypes():
     packed = quantize(normal((8, 128)))
-    with pytest.raises(ValueError, match=r"NF4Tensor.codes must be uint8 \(8, 64\) for a weight of \(8, 128\), got uint8 \(4, 64\)"):
-        NF4Tensor.create(packed.codes[:4], packed.absmax, packed.nested_absmax, packed.nested_levels, packed.offset,
-                         shape=(8, 128), dtype="float32")
+    with pytest.raises(
+        ValueError,
+        match=r"NF4Tensor.codes must be uint8 \(8, 64\) for a weight of \(8, 128\), got uint8 \(4, 64\)",
+    ):
+        NF4Tensor.create(
+            packed.codes[:4],
+            packed.absmax,
+            packed.nested_absmax,
+            packed.nested_levels,
+            packed.offset,
+            shape=(8, 128),
+            dtype="float32",
+        )
     with pytest.raises(ValueError, match="NF4Tensor.offset is absent: the nested fields go together"):
-        NF4Tensor.create(packed.codes, packed.absmax, packed.nested_absmax, packed.nested_levels,
-                         shape=(8, 128), dtype="float32")
+        NF4Tensor.create(
+            packed.codes,
+            packed.absmax,
+            packed.nested_absmax,
+            packed.nested_levels,
+            shape=(8, 128),
+            dtype="float32",
+        )
 
 
 def test_a_single_matrix_has_no_layers_to_index():

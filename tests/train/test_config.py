@@ -165,9 +165,7 @@ def test_a_config_cannot_be_changed():
 
 
 def test_json_round_trip(file):
-    config = load_config(
-        file, ["--config.lora.targets=q_proj,v_proj", '--config.lora.rank_pattern={"q_proj":2}']
-    )
+    config = load_config(file, ["--config.lora.targets=q_proj,v_proj", '--config.lora.rank_pattern={"q_proj":2}'])
     text = json.dumps(to_dict(config))
     assert json.loads(text)["lora"]["targets"] == ["q_proj", "v_proj"]
     assert from_dict(json.loads(text)) == config

@@ -101,7 +101,7 @@ def test_the_mask_covers_the_whole_tree_by_kind():
 
 
 def test_a_caller_with_the_whole_tree_gets_the_same_update():
-    """Frozen gradients filled with zeros or with garbage: the masked optimizer moves the adapters alike, and only them."""
+    """Frozen gradients of zeros or of garbage: the masked optimizer moves the adapters alike, and only them."""
     parts = make_parts()
     batch = make_batch(accum=1)
     tx = optax.chain(optax.clip_by_global_norm(0.3), optax.adamw(1e-2, weight_decay=0.1))
@@ -152,7 +152,10 @@ def test_rematerialization_policies_agree(remat):
 
 def test_dropout_is_drawn_from_the_key():
     parts, batches = make_parts(dropout=0.5), [make_batch()] * 2
-    runs = [train(parts, optax.sgd(1.0), batches, key=key)[0] for key in (jax.random.key(0), jax.random.key(0), jax.random.key(1))]
+    runs = [
+        train(parts, optax.sgd(1.0), batches, key=key)[0]
+        for key in (jax.random.key(0), jax.random.key(0), jax.random.key(1))
+    ]
     jax.tree.map(np.testing.assert_array_equal, runs[0], runs[1])
     differs = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), runs[0], runs[2])
     assert any(jax.tree.leaves(differs))
@@ -168,8 +171,14 @@ def test_a_full_fine_tune_moves_every_weight():
 @pytest.mark.parametrize("chunk", [1, 7, 16, 1000])
 def test_chunked_loss_is_the_plain_one(chunk):
     rng = np.random.default_rng(0)
-    hidden, head = jnp.asarray(rng.standard_normal((2, 9, 8)), jnp.float32), jnp.asarray(rng.standard_normal((31, 8)), jnp.float32)
-    tokens, scored = jnp.asarray(rng.integers(0, 31, (2, 9)), jnp.int32), jnp.asarray(rng.random((2, 9)) < 0.5)
+    hidden, head = (
+        jnp.asarray(rng.standard_normal((2, 9, 8)), jnp.float32),
+        jnp.asarray(rng.standard_normal((31, 8)), jnp.float32),
+    )
+    tokens, scored = (
+        jnp.asarray(rng.integers(0, 31, (2, 9)), jnp.int32),
+        jnp.asarray(rng.random((2, 9)) < 0.5),
+    )
 
     def plain(hidden):
         scores = jax.nn.log_softmax(hidden[:, :-1] @ head.T)
@@ -181,7 +190,9 @@ def test_chunked_loss_is_the_plain_one(chunk):
 
     np.testing.assert_allclose(chunked(hidden), plain(hidden), rtol=1e-5)
     np.testing.assert_allclose(jax.grad(chunked)(hidden), jax.grad(plain)(hidden), rtol=1e-4, atol=1e-5)
-    assert int(next_token_loss(hidden, tokens, scored, lambda h: h @ head.T, chunk=chunk)[1]) == int(scored[:, 1:].sum())
+    assert int(next_token_loss(hidden, tokens, scored, lambda h: h @ head.T, chunk=chunk)[1]) == int(
+        scored[:, 1:].sum()
+    )
 
 
 def test_the_logits_of_the_whole_batch_never_exist():
@@ -197,7 +208,11 @@ def test_the_logits_of_the_whole_batch_never_exist():
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
-    [("constant", [0.5, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.5, 0.125]), ("cosine", [0.5, 1, 1, 0.5, 0.0381])],
+    [
+        ("constant", [0.5, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.5, 0.125]),
+        ("cosine", [0.5, 1, 1, 0.5, 0.0381]),
+    ],
 )
 def test_schedules(schedule, expected):
     rate = learning_rate(OptimSection(learning_rate=1.0, schedule=schedule, warmup_ratio=0.2), 10)
@@ -219,6 +234,9 @@ def test_clipping_bounds_the_gradient_and_0_turns_it_off():
 def test_adamw_is_optax_own():
     params, grads = {"w": jnp.arange(4.0)}, {"w": jnp.arange(4.0) / 100}
     section = OptimSection(learning_rate=1e-2, clip=0.0, weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-6)
-    ours, theirs = adamw(section, optax.constant_schedule(1e-2)), optax.adamw(1e-2, 0.8, 0.9, 1e-6, weight_decay=0.1)
+    ours, theirs = (
+        adamw(section, optax.constant_schedule(1e-2)),
+        optax.adamw(1e-2, 0.8, 0.9, 1e-6, weight_decay=0.1),
+    )
     updates = [tx.update(grads, tx.init(params), params)[0]["w"] for tx in (ours, theirs)]
     np.testing.assert_array_equal(*updates)
