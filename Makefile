@@ -9,6 +9,9 @@ ifeq ($(PINS),constraints/.txt)
     $(error $(PYTHON) does not run: name an interpreter of Python 3.11 or newer, such as make PYTHON=python3.11)
 endif
 
+# Array shapes and dtypes in the annotations of these are checked at run time while the tests run.
+TYPED := qlora_jax.nf4,qlora_jax.kernels,qlora_jax.models
+
 export JAX_PLATFORMS = cpu
 export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.cache/jax
 
@@ -31,7 +34,7 @@ demo: .venv-notorch/stamp
 test: lint test-full test-no-torch
 
 test-full: .venv/stamp
-	.venv/bin/python -m pytest -n 2 --ignore=tests/test_without_torch.py
+	.venv/bin/python -m pytest -n 2 --ignore=tests/test_without_torch.py --jaxtyping-packages=$(TYPED),beartype.beartype
 
 # The main paths where torch cannot be imported, because it is not installed.
 test-no-torch: .venv-notorch/stamp

@@ -52,7 +52,8 @@ def describe(config: Config) -> str:
 def write_pages(rows: list[dict], gpu: str) -> None:
     """Puts the figures where readers look for them: the README's table and the configs' `Memory:` lines."""
     lines = [
-        f"| `configs/{r['config']}.py` | {r['model']} | {r['adapters']} | {r['peak'] / 1e9:.2f} GB at {r['tokens']} tokens |"
+        f"| `configs/{r['config']}.py` | {r['model']} | {r['adapters']} "
+        f"| {r['peak'] / 1e9:.2f} GB at {r['tokens']} tokens |"
         for r in rows
     ]
     readme = ROOT / "README.md"

@@ -18,7 +18,7 @@ from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.config import DTYPES
 from qlora_jax.train.config import Config, from_dict
 from qlora_jax.train.run_folder import CHECKPOINTS, open_checkpoints, read_record
-from qlora_jax.train.setup import lora_config
+from qlora_jax.train.setup import lora_config, recorded_quantization
 from qlora_jax.train.step import split_model
 
 LOSES = "note: quantizing after merging loses part of the fine-tune; a 4-bit base with the adapter beside it does not"
@@ -89,5 +89,13 @@ def _checkpoint_adapter(run: Path, config: Config, step: int) -> Path:
     meta = checkpoints.meta(step)
     model = parts._replace(adapters=checkpoints.restore(step, adapters=parts.adapters)["adapters"]).merge()
     folder = Path(tempfile.mkdtemp(prefix="qlora-jax-")) / "adapter"
-    write_adapter(folder, model, lora_config(config), targets, base=config.model.path, base_hash=meta["base_hash"])
+    write_adapter(
+        folder,
+        model,
+        lora_config(config),
+        targets,
+        base=config.model.path,
+        base_hash=meta["base_hash"],
+        extra=recorded_quantization(config),
+    )
     return folder

@@ -9,7 +9,7 @@ from typing import Any
 from qlora_jax.data import check_vocabulary, load_tokenizer
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import load_model, read_config, resolve_folder
-from qlora_jax.io.peft import attach_adapter, read_adapter
+from qlora_jax.io.peft import Adapter, attach_adapter, read_adapter
 from qlora_jax.models.config import DTYPES
 from qlora_jax.train.step import Parts, split_model
 
@@ -40,6 +40,12 @@ class Ready:
         return sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
 
 
+def quantization_of(adapter: Adapter | None) -> Quantization:
+    """How the base was packed when the adapter was trained, as recorded beside it; the default for any other."""
+    recorded = adapter.extra if adapter else {}
+    return Quantization(double=recorded.get("double", True), lm_head=recorded.get("lm_head", "none") == "nf4")
+
+
 def prepare_model(options: argparse.Namespace) -> Ready:
     """Loads what the arguments name. Raises the loaders' ValueError, FileNotFoundError or NotImplementedError."""
     folder = resolve_folder(options.model)
@@ -47,7 +53,8 @@ def prepare_model(options: argparse.Namespace) -> Ready:
     tokenizer = load_tokenizer(str(folder))
     check_vocabulary(tokenizer, geometry.vocab_size)
     adapter = read_adapter(Path(options.adapter)) if options.adapter else None
-    loaded = load_model(folder, dtype=DTYPES[options.dtype], quant=options.quant, quantization=Quantization())
+    packing = quantization_of(adapter)
+    loaded = load_model(folder, dtype=DTYPES[options.dtype], quant=options.quant, quantization=packing)
     if adapter is not None:
         attach_adapter(loaded.model, adapter, base_hash=loaded.content_hash)
     return Ready(split_model(loaded.model), tokenizer, folder, geometry.max_position)

@@ -27,7 +27,7 @@ from qlora_jax.train.run_folder import (
     record_run,
     start_step,
 )
-from qlora_jax.train.setup import Trainer, base_folder, check_length, lora_config, make_trainer
+from qlora_jax.train.setup import Trainer, base_folder, check_length, lora_config, make_trainer, recorded_quantization
 
 BEFORE = "samples_before.json"
 
@@ -128,7 +128,7 @@ def _save_result(config: Config, folder: Path, trainer: Trainer, source: Path | 
         trainer.targets,
         base=config.model.path,
         base_hash=trainer.loaded.content_hash,
-        extra={"method": config.method, "double": config.quant.double, "lm_head": config.quant.lm_head},
+        extra=recorded_quantization(config),
     )
 
 

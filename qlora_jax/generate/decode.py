@@ -36,7 +36,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> list[list[int]]:
         """The new token ids of each prompt, without the stop token.

@@ -25,15 +25,20 @@ def write_model(model: Decoder, out: Path, source: Path | None) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        for pattern in COMPANIONS if source else ():
-            for file in source.glob(pattern):
-                if not file.name.endswith(".index.json"):
-                    shutil.copy(file, fresh)
+        if source is not None:
+            _copy_companions(source, fresh)
         write_shards(fresh, _tensors(model))
         shutil.rmtree(out, ignore_errors=True)
         fresh.rename(out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    for pattern in COMPANIONS:
+        for file in source.glob(pattern):
+            if not file.name.endswith(".index.json"):
+                shutil.copy(file, folder)
 
 
 def _tensors(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:

@@ -19,7 +19,7 @@ TINY = np.finfo(np.float32).tiny  # below it, XLA's arithmetic takes a number fo
 
 @functools.partial(jax.jit, static_argnames=("double", "dtype", "codebook"))
 def quantize(
-    weight: Float[Array, "N K"], *, double: bool = True, dtype: str | None = None, codebook: str = "nf4"
+    weight: Array, *, double: bool = True, dtype: str | None = None, codebook: str = "nf4"
 ) -> NF4Tensor:
     """Packs one weight matrix.
 
@@ -51,6 +51,7 @@ def quantize(
 
 def dequantize(tensor: NF4Tensor, dtype=None) -> Float[Array, "*L N K"]:
     """The weight `[*L, N, K]` of a packed tensor, rounded once to its own dtype, then cast to `dtype` if given."""
+    tensor = jax.tree.map(jnp.asarray, tensor)  # one that was just read from a file holds NumPy arrays
     levels = jnp.asarray(CODEBOOKS[tensor.codebook])
     rows, elements = row_layout(tensor.shape)
     codes = _unpack(tensor.codes)

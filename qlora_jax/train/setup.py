@@ -61,6 +61,11 @@ def quantization(config: Config) -> Quantization | None:
     return Quantization(double=config.quant.double, lm_head=config.quant.lm_head == "nf4")
 
 
+def recorded_quantization(config: Config) -> dict[str, Any]:
+    """What is noted beside an adapter: how the base was stored while it was trained."""
+    return {"method": config.method, "double": config.quant.double, "lm_head": config.quant.lm_head}
+
+
 def load_base(config: Config, folder: Path | None) -> LoadedModel:
     """The base model of the configuration; `folder` is its resolved folder, None for random weights."""
     dtype, kind = DTYPES[config.model.dtype], nnx.Param if config.method == "full" else Frozen

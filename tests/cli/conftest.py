@@ -32,7 +32,7 @@ def run(sound, tmp_path) -> Path:
 
 @pytest.fixture
 def fails(sound, tmp_path, capsys):
-    """`fails(main, argv, *words)`: the command ends with `code` and a line with the words; no file changes."""
+    """`fails(main, argv, *words)`: the command ends with `code` and a line with the words; files stay."""
 
     def files() -> dict:
         return contents(sound) | contents(tmp_path)
