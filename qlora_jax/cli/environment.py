@@ -1,4 +1,4 @@
-"""Settings of the process that must stand before JAX is imported."""
+"""Settings of the process that must stand before JAX starts its backend."""
 
 import logging
 import os
@@ -10,17 +10,24 @@ DEFAULTS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRA
 
 
 def prepare(*, deterministic: bool = False) -> None:
-    """Sets the allocator's limits and the compilation cache, unless the user's environment does."""
+    """Sets the allocator's limits and the compilation cache, unless the user's environment does.
+
+    XLA reads its variables when the backend starts, JAX reads its own when it is imported, which may have happened.
+    """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
-    # Loading compiles fifty small programs: a tenth of a second each, and none in the cache by JAX's own limit of 1 s.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every checkpoint there
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Loading compiles fifty small programs of a tenth of a second each; JAX keeps those above 1 s only.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def cache_folder() -> Path:

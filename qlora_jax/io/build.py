@@ -78,19 +78,19 @@ def abstract_model(
 
 
 def random_read(config: ModelConfig, seed: int) -> Read:
-    """Random weights instead of a checkpoint's: N(0, 0.02²), norms one and biases zero, for benchmarks."""
+    """Random weights instead of a checkpoint's: N(0, initializer_range²), norms one and biases zero, for benchmarks."""
 
     def read(name: str, spec: Spec) -> jax.Array:
         if len(spec.shape) == 1:
             return jnp.full(spec.shape, 0.0 if name.endswith("bias") else 1.0, jnp.bfloat16)
-        return _normal(key_for(jax.random.key(seed), name), spec.shape)
+        return _normal(key_for(jax.random.key(seed), name), spec.shape, config.initializer_range)
 
     return read
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.normal(key, shape, jnp.bfloat16) * jnp.bfloat16(0.02)
+def _normal(key: jax.Array, shape: tuple[int, ...], deviation: float) -> jax.Array:
+    return jax.random.normal(key, shape, jnp.bfloat16) * jnp.bfloat16(deviation)
 
 
 def _reads(read: Read, path: str, spec: Spec, layers: int | None) -> Iterator[Any]:

@@ -22,6 +22,7 @@ class ModelConfig:
       windows: for each layer, how many tokens back attention reaches; 0 for all of them.
       qk_norm: whether queries and keys are normalised per head before the rotation.
       max_position: longest sequence that the model was made for.
+      initializer_range: standard deviation of random weights.
     """
 
     family: str
@@ -42,6 +43,7 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    initializer_range: float = 0.02
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

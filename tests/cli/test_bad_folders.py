@@ -151,9 +151,7 @@ def test_loss_that_is_no_number(sound, tmp_path, capsys):
 @pytest.fixture
 def full_disk(monkeypatch):
     """Leaves 1,000 bytes free, as far as anybody asks."""
-    monkeypatch.setattr(
-        "shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
-    )
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000))
 
 
 def test_disk_full_when_a_checkpoint_is_due(sound, run, full_disk, monkeypatch, capsys):
@@ -180,15 +178,11 @@ def test_disk_full_when_a_checkpoint_is_due(sound, run, full_disk, monkeypatch, 
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        ValueError(
-            "RESOURCE_EXHAUSTED: Failed to write 406 bytes: No space left on device [os_error_code='28']"
-        ),
+        ValueError("RESOURCE_EXHAUSTED: Failed to write 406 bytes: No space left on device [os_error_code='28']"),
     ],
 )
 def test_disk_that_fills_up_while_a_file_is_written(error, tmp_path):
-    expected = (
-        re.escape(f"the disk of {tmp_path} is full (") + ".*: free some space, then run the same command"
-    )
+    expected = re.escape(f"the disk of {tmp_path} is full (") + ".*: free some space, then run the same command"
     with pytest.raises(OSError, match=expected), explains_full_disk(tmp_path):
         raise error
 

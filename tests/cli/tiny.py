@@ -48,9 +48,7 @@ def make_model(folder: Path, *, seed: int = 0) -> Path:
     tensors = random_tensors(seed)
     first = {name: value for name, value in tensors.items() if "layers.1" not in name}
     second = {name: value for name, value in tensors.items() if name not in first}
-    write_shards(
-        folder, {"model-00001-of-00002.safetensors": first, "model-00002-of-00002.safetensors": second}
-    )
+    write_shards(folder, {"model-00001-of-00002.safetensors": first, "model-00002-of-00002.safetensors": second})
     (folder / "config.json").write_text(json.dumps(CONFIG))
     write_tokenizer(folder)
     return folder
@@ -66,10 +64,7 @@ def random_tensors(seed: int) -> dict[str, np.ndarray]:
     for layer in range(LAYERS):
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in LAYER_SHAPES.items()}
     rng = np.random.default_rng(seed)
-    values = {
-        name: np.ones(shape) if len(shape) == 1 else rng.normal(0, 0.1, shape)
-        for name, shape in shapes.items()
-    }
+    values = {name: np.ones(shape) if len(shape) == 1 else rng.normal(0, 0.1, shape) for name, shape in shapes.items()}
     return {f"{name}.weight": value.astype(ml_dtypes.bfloat16) for name, value in values.items()}
 
 

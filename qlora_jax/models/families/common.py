@@ -24,6 +24,7 @@ def shared_fields(family: str, hf: Any) -> dict[str, Any]:
         head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
         norm_eps=hf.rms_norm_eps,
         max_position=hf.max_position_embeddings,
+        initializer_range=hf.initializer_range,
         tie_embeddings=hf.tie_word_embeddings,
         rope_theta=hf.rope_parameters["rope_theta"],
         rope_scaling=rope_scaling(family, hf.rope_parameters),
