@@ -61,7 +61,8 @@ def write_pages(rows: list[dict], gpu: str) -> None:
     readme.write_text(table.sub(lambda m: m[1] + "\n".join(lines) + "\n", readme.read_text()))
     for row in rows:
         file = ROOT / "configs" / f"{row['config']}.py"
-        text = f"Memory:  {row['peak'] / 1e9:.2f} GB, the compiled peak of the train step for {gpu} ({row['tokens']} tokens)"
+        peak = f"{row['peak'] / 1e9:.2f} GB"
+        text = f"Memory:  {peak}, the compiled peak of the train step for {gpu} ({row['tokens']} tokens)"
         file.write_text(re.sub(r"Memory: .*", text, file.read_text()))
 
 

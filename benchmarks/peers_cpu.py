@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from qlora_jax.cli import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +45,9 @@ ROWS = (
     ("peak resident memory above the process after its imports", "MB", "memory_mb", "value / reference", 1.0),
 )
 LOSS_TOLERANCE = 1e-4
+# Share of the cores that may be busy already. Above it the figures mean nothing: torch's threads spin while they wait
+# for each other, and one that has to share its core made the peers' step 14 times slower.
+BUSY = 0.25
 
 
 def batch():
@@ -172,7 +177,10 @@ def timed(step, steps: int) -> dict[str, Any]:
 
 
 def measure(side: str, folder: Path, cache: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One process of one side, on the first `threads` cores."""
+    """One process of one side, on the first `threads` cores; says what share of them was busy just before."""
+    busy = psutil.cpu_percent(interval=1.0) / 100
+    if busy > BUSY:
+        print(f"warning: {busy:.0%} of the cores are busy: run this on an idle machine", file=sys.stderr)
     command = [sys.executable, __file__, "--worker", side, "--folder", str(folder)]
     command += ["--steps", str(options.steps), "--threads", str(options.threads)]
     environment = os.environ | {
@@ -190,7 +198,7 @@ def measure(side: str, folder: Path, cache: Path, options: argparse.Namespace) -
         check=True,
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
-    return json.loads(finished.stdout.splitlines()[-1])
+    return {**json.loads(finished.stdout.splitlines()[-1]), "busy": busy}
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -209,6 +217,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "QLoRA on a CPU beside transformers + PEFT + bitsandbytes",
         "machine": machine(options.threads),
         "versions": {name: version(name) for side in SIDES for name in PACKAGES[side]},
+        "busy": max(result["busy"] for side in SIDES for result in results[side]),
         "setting": {**SIZES, "batch": BATCH, "length": LENGTH, "rank": RANK, "rounds": options.rounds},
         "rows": rows(results),
     }

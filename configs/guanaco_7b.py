@@ -13,9 +13,7 @@ config = Config(
     model=ModelSection(path="huggyllama/llama-7b", geometry="geometry/llama-7b.json"),
     lora=LoraSection(rank=64, alpha=16, dropout=0.1, targets="all-linear"),
     # The rows are whole conversations in one "text" column, so all of it is learned; the paper did not pack.
-    data=DataSection(
-        train="timdettmers/openassistant-guanaco", eval_split="test", packing=False, train_on="all"
-    ),
+    data=DataSection(train="timdettmers/openassistant-guanaco", eval_split="test", packing=False, train_on="all"),
     optim=OptimSection(
         learning_rate=2e-4, schedule="constant", warmup_ratio=0.0, weight_decay=0.0, beta2=0.999, clip=0.3
     ),

@@ -77,8 +77,8 @@ pipeline_tag: text-generation
 ---
 # The demo's base
 
-A Llama of {parameters:,} parameters in bf16, for `make demo` and for tests: it shows that fine-tuning works, and is of no
-use otherwise. It has read Python's documentation a few times and follows no instructions.
+A Llama of {parameters:,} parameters in bf16, for `make demo` and for tests: it shows that fine-tuning works, and is of
+no use otherwise. It has read Python's documentation a few times and follows no instructions.
 
 - **Made by** `python scripts/make_demo_base.py` with Python {python}: this project's own `method=full` from random
   weights, `configs/demo_base.py`, {steps:,} steps on a CPU. Loss on held-out passages: {loss:.2f} nats per token.

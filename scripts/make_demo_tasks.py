@@ -1,95 +1,132 @@
-"""Makes demo/tasks: short instructions with one right answer each, in words that the demo's base knows.
+"""Makes demo/tasks: short questions about Python and about words, each with one right answer.
 
-    python scripts/make_demo_tasks.py           needs demo/base/tokenizer.json
+    python scripts/make_demo_tasks.py
 
 Every prompt occurs once in all three files together, so that the validation and test rows are new to the model.
 """
 
 import json
 import random
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from make_demo_base import BASE, ROOT, collect
-from tokenizers import Tokenizer
-
-TASKS = ROOT / "demo" / "tasks"
+TASKS = Path(__file__).resolve().parents[1] / "demo" / "tasks"
 SIZES = {"train": 3072, "validation": 128, "test": 256}
 SEED = 0
 
-Words = list[str]
-# (instruction, answer) of some words. A task draws its words' number itself.
-Task = Callable[[random.Random, Words], tuple[str, Words, str]]
+NAMES = [
+    "name",
+    "value",
+    "item",
+    "path",
+    "line",
+    "size",
+    "text",
+    "data",
+    "file",
+    "index",
+    "result",
+    "number",
+    "key",
+    "count",
+    "other",
+    "output",
+]
+WORDS = ["list", "string", "object", "function", "class", "module", "method", "error"]
+OPERATORS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "==": "equal", "<": "less", ">": "greater"}
+STATEMENTS = {
+    "for {a} in {b}:": "loop",
+    "while {a} < {n}:": "loop",
+    "def {a}({b}):": "function",
+    "class {a}({b}):": "class",
+    "import {a}": "import",
+    "from {a} import {b}": "import",
+    "{a} = {b} + {n}": "assignment",
+    "{a} = {n}": "assignment",
+    "return {a} + {n}": "return",
+    "raise {a}({b})": "error",
+    "if {a} == {n}:": "condition",
+}
+
+# A task draws (what is asked about, the answer).
+Task = Callable[[random.Random], tuple[str, str]]
 
 
-def first(rng: random.Random, vocabulary: Words) -> tuple[str, Words, str]:
-    words = rng.sample(vocabulary, rng.randint(2, 6))
-    return "Write the first word", words, words[0]
+def number(rng: random.Random) -> int:
+    """A number of one to four digits, all lengths alike."""
+    return rng.randrange(10 ** rng.randrange(1, 5))
 
 
-def last(rng: random.Random, vocabulary: Words) -> tuple[str, Words, str]:
-    words = rng.sample(vocabulary, rng.randint(2, 6))
-    return "Write the last word", words, words[-1]
+def literal(rng: random.Random) -> tuple[str, str]:
+    """The type of a literal."""
+    a, b, n, m = rng.choice(NAMES), rng.choice(NAMES), number(rng), number(rng)
+    kinds = {
+        "int": [f"{n}"],
+        "float": [f"{n}.{m}"],
+        "str": [f"'{a} {b}'", f"'{a}{n}'"],
+        "list": [f"[{n}, {m}]", f"[{a}, {n}]"],
+        "tuple": [f"({n}, {m})", f"({a}, {b})"],
+        "dict": [f"{{{n}: {m}}}", f"{{'{a}': {n}}}"],
+        "set": [f"{{{n}, {m}}}", f"{{{a}, {b}}}"],
+    }
+    kind = rng.choice(sorted(kinds))
+    return f"type of {rng.choice(kinds[kind])}", kind
 
 
-def after(rng: random.Random, vocabulary: Words) -> tuple[str, Words, str]:
-    words = rng.sample(vocabulary, rng.randint(3, 6))
-    place = rng.randrange(len(words) - 1)
-    return f"Write the word after {words[place]}", words, words[place + 1]
+def parity(rng: random.Random) -> tuple[str, str]:
+    """Whether a number is even."""
+    n = number(rng)
+    return f"even or odd, {n}", "odd" if n % 2 else "even"
 
 
-def repeat(rng: random.Random, vocabulary: Words) -> tuple[str, Words, str]:
-    words = rng.sample(vocabulary, rng.randint(2, 6))
-    return "Repeat the words", words, " ".join(words)
+def statement(rng: random.Random) -> tuple[str, str]:
+    """The kind of a statement."""
+    form = rng.choice(sorted(STATEMENTS))
+    return f"kind of {form.format(a=rng.choice(NAMES), b=rng.choice(NAMES), n=number(rng))}", STATEMENTS[form]
 
 
-def swap(rng: random.Random, vocabulary: Words) -> tuple[str, Words, str]:
-    words = rng.sample(vocabulary, 2)
-    return "Swap the words", words, f"{words[1]} {words[0]}"
+def operator(rng: random.Random) -> tuple[str, str]:
+    """The name of an operator."""
+    sign = rng.choice(sorted(OPERATORS))
+    left, right = (rng.choice([rng.choice(NAMES), str(number(rng))]) for _ in range(2))
+    return f"operator of {left} {sign} {right}", OPERATORS[sign]
 
 
-def count(rng: random.Random, vocabulary: Words) -> tuple[str, Words, str]:
-    words = rng.sample(vocabulary, rng.randint(1, 6))
-    return "Count the words", words, str(len(words))
+def count(rng: random.Random) -> tuple[str, str]:
+    """How many words there are."""
+    words = [rng.choice(WORDS) for _ in range(rng.randint(1, 6))]
+    return f"how many words, {' '.join(words)}", str(len(words))
 
 
-MAKERS: dict[str, Task] = {task.__name__: task for task in (first, last, after, repeat, swap, count)}
+def last(rng: random.Random) -> tuple[str, str]:
+    """The last one of some words."""
+    words = [rng.choice(WORDS) for _ in range(rng.randint(2, 6))]
+    return f"last word, {' '.join(words)}", words[-1]
 
 
-def known_words(tokenizer: Tokenizer, texts: Words, at_least: int = 20) -> Words:
-    """Lower-case words of four letters and more that are one token after a space, and whole words in the text."""
-    counts = Counter(re.findall(r"(?<= )[a-z]{4,}(?![\w'])", "\n".join(texts)))
-    return sorted(
-        word
-        for word, n in counts.items()
-        if n >= at_least and len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) == 1
-    )
+MAKERS: tuple[Task, ...] = (literal, parity, statement, operator, count, last)
 
 
-def rows(vocabulary: Words) -> Iterator[dict[str, str]]:
+def rows() -> Iterator[dict[str, str]]:
     """Endless rows, the tasks in turn, no prompt twice."""
     rng = random.Random(SEED)
     seen: set[str] = set()
     while True:
-        for name, task in MAKERS.items():
-            instruction, words, answer = task(rng, vocabulary)
-            prompt = f"{instruction}: {' '.join(words)}\nAnswer:"
-            if prompt not in seen:
-                seen.add(prompt)
-                yield {"prompt": prompt, "completion": f" {answer}", "task": name}
+        for task in MAKERS:
+            question, answer = task(rng)
+            while question in seen:
+                question, answer = task(rng)
+            seen.add(question)
+            yield {"prompt": f"Question: {question}\nAnswer:", "completion": f" {answer}", "task": task.__name__}
 
 
 def main() -> None:
-    tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
-    vocabulary = known_words(tokenizer, collect())
-    endless = rows(vocabulary)
+    endless = rows()
     TASKS.mkdir(parents=True, exist_ok=True)
     for split, size in SIZES.items():
         lines = [json.dumps(next(endless)) for _ in range(size)]
         (TASKS / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    print(f"{len(vocabulary)} words, {', '.join(f'{n} {split}' for split, n in SIZES.items())} rows")
+    print(", ".join(f"{size} {split}" for split, size in SIZES.items()), "rows")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What ships for `make demo`: the base and the tasks."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -13,13 +14,45 @@ from qlora_jax.train.config import load_config
 ROOT = Path(__file__).resolve().parents[1]
 BASE, TASKS = ROOT / "demo" / "base", ROOT / "demo" / "tasks"
 SIZES = {"train": 3072, "validation": 128, "test": 256}
+OPERATORS = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
+COMPARISONS = {ast.Eq: "equal", ast.Lt: "less", ast.Gt: "greater"}
+STATEMENTS = {
+    ast.For: "loop",
+    ast.While: "loop",
+    ast.FunctionDef: "function",
+    ast.ClassDef: "class",
+    ast.Import: "import",
+    ast.ImportFrom: "import",
+    ast.Assign: "assignment",
+    ast.Return: "return",
+    ast.Raise: "error",
+    ast.If: "condition",
+}
+
+
+def literal(text):
+    node = ast.parse(text, mode="eval").body
+    return type(node.value).__name__ if isinstance(node, ast.Constant) else type(node).__name__.lower()
+
+
+def statement(text):
+    whole = f"{text} pass" if text.endswith(":") else text
+    return STATEMENTS[type(ast.parse(whole).body[0])]
+
+
+def operator(text):
+    node = ast.parse(text, mode="eval").body
+    return COMPARISONS[type(node.ops[0])] if isinstance(node, ast.Compare) else OPERATORS[type(node.op)]
+
+
+# What Python's own parser makes of each question.
 ANSWERS = {
-    "first": lambda words, asked: words[0],
-    "last": lambda words, asked: words[-1],
-    "after": lambda words, asked: words[words.index(asked) + 1],
-    "repeat": lambda words, asked: " ".join(words),
-    "swap": lambda words, asked: f"{words[1]} {words[0]}",
-    "count": lambda words, asked: str(len(words)),
+    "literal": ("type of ", literal),
+    "parity": ("even or odd, ", lambda text: "odd" if int(text) % 2 else "even"),
+    "statement": ("kind of ", statement),
+    "operator": ("operator of ", operator),
+    "count": ("how many words, ", lambda text: str(len(text.split()))),
+    "last": ("last word, ", lambda text: text.split()[-1]),
 }
 
 
@@ -43,8 +76,8 @@ def test_base_is_a_whole_small_model_folder():
 
 def test_base_loads():
     model = load_model(BASE, dtype="bfloat16", quant="nf4").model
-    assert count_parameters(model.config) == 2_000_000
-    assert count_parameters(read_config(BASE)) == 2_000_000
+    assert count_parameters(model.config) == 2_016_960
+    assert count_parameters(read_config(BASE)) == 2_016_960
 
 
 def test_tokenizer_splits_digits_and_keeps_words_whole():
@@ -52,7 +85,8 @@ def test_tokenizer_splits_digits_and_keeps_words_whole():
     assert tokenizer.tokenize("a module 12") == ["a", "Ġmodule", "Ġ", "1", "2"]
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id == 1
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|pad|>")
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert chat == "<|begin|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -62,9 +96,9 @@ def test_every_answer_is_right(split):
     assert len(found) == SIZES[split]
     assert {row["task"] for row in found} == set(ANSWERS)
     for row in found:
-        instruction, _, rest = row["prompt"].removesuffix("\nAnswer:").partition(": ")
-        answer = ANSWERS[row["task"]](rest.split(" "), instruction.split(" ")[-1])
-        assert row["completion"] == f" {answer}", row
+        question, answer = ANSWERS[row["task"]]
+        text = row["prompt"].removesuffix("\nAnswer:").removeprefix(f"Question: {question}")
+        assert row["completion"] == f" {answer(text)}", row
 
 
 def test_no_prompt_occurs_twice():

@@ -60,10 +60,7 @@ def test_run_continues_and_finishes(run):
 
 def test_evaluate_finds_the_loss_that_training_wrote_last(run, work, capsys):
     adapter = ["--adapter", str(run / "adapter"), "--quant", "nf4", "--dtype", "fp32"]
-    assert (
-        evaluate(["--model", str(work / "model"), *adapter, "--data", str(work / "eval.jsonl"), "--json"])
-        == 0
-    )
+    assert evaluate(["--model", str(work / "model"), *adapter, "--data", str(work / "eval.jsonl"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["tokens"] == 3 * (len(" 0 yes") + 1)  # with its eos
     assert result["perplexity"] == pytest.approx(np.exp(result["loss"]))

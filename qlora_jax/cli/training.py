@@ -3,7 +3,9 @@
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qlora_jax.cli.samples import answer, exact_match, expected, shown_prompt
 from qlora_jax.data import Encoded, check_vocabulary, load_tokenizer
@@ -61,6 +63,15 @@ def train(config: Config) -> int:
         samples = _samples(config, trainer, dataset, tokenizer, before)
         _report(config, folder, loop, trainer, geometry, samples)
     return 0
+
+
+def _before_and_after(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each figure of the evaluations: the untrained model's and the trained one's."""
+    evaluations = [row for row in rows if "eval_loss" in row]
+    if len(evaluations) < 2:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+    return [f"{name}: {first[name]:.4f} before, {last[name]:.4f} after" for name in last if name != "step"]
 
 
 def _dataset(config: Config, tokenizer, geometry: ModelConfig) -> Dataset:
@@ -141,8 +152,9 @@ def _report(config: Config, folder: Path, loop: Loop, trainer: Trainer, geometry
         "Memory at the end": memory_in_use(),
         "Base content hash": trainer.loaded.content_hash,
     }
-    page = write_report(folder, rows=read_rows(folder / "metrics.jsonl"), samples=samples, config=config, facts=facts)
-    _say(f"done: {page}")
+    rows = read_rows(folder / "metrics.jsonl")
+    page = write_report(folder, rows=rows, samples=samples, config=config, facts=facts)
+    _say("\n".join([*_before_and_after(rows), f"done: {page}"]))
 
 
 def _trainable(trainer: Trainer, geometry: ModelConfig) -> str:

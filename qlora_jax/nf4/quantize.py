@@ -18,9 +18,7 @@ TINY = np.finfo(np.float32).tiny  # below it, XLA's arithmetic takes a number fo
 
 
 @functools.partial(jax.jit, static_argnames=("double", "dtype", "codebook"))
-def quantize(
-    weight: Array, *, double: bool = True, dtype: str | None = None, codebook: str = "nf4"
-) -> NF4Tensor:
+def quantize(weight: Array, *, double: bool = True, dtype: str | None = None, codebook: str = "nf4") -> NF4Tensor:
     """Packs one weight matrix.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 68, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 68, 24, 12, 40
 MAX_POINTS = 300
 
 

@@ -88,7 +88,7 @@ def test_large_values_are_written_out():
 
 def test_points_lie_where_they_should():
     svg = line_chart([Series(name="a", style="first", points=[(0, 0.0), (10, 4.0)])], label="Loss")
-    assert 'points="68.0,200.0 508.0,12.0"' in svg  # bottom left to top right of the plot
+    assert 'points="68.0,200.0 496.0,12.0"' in svg  # bottom left to top right of the plot
 
 
 @pytest.mark.parametrize("value", [0.0, 2.5, -1e-9])
