@@ -16,10 +16,10 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import jax.numpy as jnp
 import numpy as np
-from pydoc_data.topics import topics
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
