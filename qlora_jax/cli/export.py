@@ -30,10 +30,17 @@ def parser() -> argparse.ArgumentParser:
         default="original",
         help="merged: add to the original weights in their dtype, or to the dequantized ones in the run's",
     )
-    parser.add_argument("--step", type=int, help="export this checkpoint instead of the run's final state")
+    parser.add_argument(
+        "--step", type=checkpoint_step, metavar="N|best", help="a checkpoint instead of the run's final state"
+    )
     parser.add_argument("--model", metavar="DIR|HUB_ID", help="the base, if it has left the run's model.path")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of merged weights; see --merge-into")
     return parser
+
+
+def checkpoint_step(text: str) -> int | str:
+    """A step, or "best": the checkpoint with the lowest eval_loss."""
+    return text if text == "best" else int(text)
 
 
 @reports_errors

@@ -32,11 +32,11 @@ def read_run(run: Path) -> Config:
     return from_dict(read_record(run))
 
 
-def adapter_folder(run: Path, config: Config, step: int | None) -> Path:
+def adapter_folder(run: Path, config: Config, step: int | str | None) -> Path:
     """The run's final adapter; or that of a checkpoint, written to a temporary folder for the caller to remove."""
     steps = Checkpoints.steps_in(run / CHECKPOINTS)
     if step is not None:
-        if step not in steps:
+        if step != "best" and step not in steps:
             raise ValueError(f"--step {step}: {run} holds checkpoints of steps {steps}")
         return _checkpoint_adapter(run, config, step)
     if not (run / "adapter").exists():
@@ -68,7 +68,7 @@ def export(config: Config, adapter: Path, out: Path, options: argparse.Namespace
     )
 
 
-def copy_full(run: Path, out: Path, form: str, step: int | None) -> None:
+def copy_full(run: Path, out: Path, form: str, step: int | str | None) -> None:
     """The model of a full fine-tune, which is a Hugging Face folder already."""
     if form != "merged" or step is not None:
         raise ValueError("a run with method=full has no adapter: use --format merged, without --step")
@@ -79,15 +79,16 @@ def copy_full(run: Path, out: Path, form: str, step: int | None) -> None:
         shutil.copytree(model, partial, dirs_exist_ok=True)
 
 
-def _checkpoint_adapter(run: Path, config: Config, step: int) -> Path:
+def _checkpoint_adapter(run: Path, config: Config, step: int | str) -> Path:
     """The adapter of a checkpoint in PEFT's format; the base's shapes are enough to build it."""
     source = Path(config.model.geometry) if config.model.weights == "random" else resolve_folder(config.model.path)
     model = abstract_model(read_config(source))
     targets = add_adapters(model, lora_config(config), jax.random.key(config.seed))
     parts = split_model(model)
     checkpoints = open_checkpoints(run, config)
-    meta = checkpoints.meta(step)
-    model = parts._replace(adapters=checkpoints.restore(step, adapters=parts.adapters)["adapters"]).merge()
+    number = checkpoints.best if step == "best" else int(step)
+    meta = checkpoints.meta(number)
+    model = parts._replace(adapters=checkpoints.restore(number, adapters=parts.adapters)["adapters"]).merge()
     folder = Path(tempfile.mkdtemp(prefix="qlora-jax-")) / "adapter"
     write_adapter(
         folder,

@@ -37,6 +37,14 @@ class Checkpoints:
         """Steps that can be restored, oldest first."""
         return sorted(self._manager.all_steps())
 
+    @property
+    def best(self) -> int:
+        """The step with the lowest eval_loss. ValueError where none was evaluated."""
+        step = self._manager.best_step()
+        if step is None:
+            raise ValueError("no checkpoint of this run was evaluated: set data.eval, or name a step")
+        return step
+
     def save(self, step: int, adapters: Any, opt_state: Any, meta: dict[str, Any], metrics: dict | None = None) -> None:
         """Starts writing a checkpoint. `meta` is JSON: base hash, seed, data position, configuration.
 
