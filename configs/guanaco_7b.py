@@ -1,7 +1,7 @@
 """Guanaco-7B: the recipe of the QLoRA paper (arXiv 2305.14314), rank 64 on all linear layers of LLaMA-7B.
 
 Command: python scripts/train.py --config configs/guanaco_7b.py [--config.model.path=DIR]
-GPU:     one of 8 GB or more
+GPU:     one of 10 GB or more
 Memory:  7.52 GB, the compiled peak of the train step for h200 (512 tokens)
 Time:    not yet measured on a GPU
 """

@@ -1,5 +1,6 @@
 """The README and the guides do what they say: their commands and code are run."""
 
+import json
 import os
 import re
 import shlex
@@ -84,3 +85,15 @@ def test_the_guide_for_ones_own_tree_runs():
         )
         < 1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["7b", "8b", "13b", "65b", "70b", "guanaco_7b"])
+def test_the_named_gpu_holds_the_compiled_memory(name):
+    """With 0.7 GB for the CUDA context, and the figure is the committed measurement's."""
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    [gpu] = re.findall(r"^GPU: +one of (\d+) GB or more", text, re.MULTILINE)
+    [memory] = re.findall(r"^Memory: +([\d.]+) GB, the compiled peak", text, re.MULTILINE)
+    rows = json.loads((ROOT / "benchmarks/results/compiled-memory.json").read_text())["rows"]
+    [peak] = [row["peak"] for row in rows if row["config"] == name]
+    assert memory == f"{peak / 1e9:.2f}"
+    assert float(memory) + 0.7 <= float(gpu)
