@@ -35,4 +35,24 @@ class LoRA(nnx.Module):
         A, B = self.A.get_value().astype(x.dtype), self.B.get_value().astype(x.dtype)
         low = jnp.einsum("...K,rK->...r", x, A)
         low = (low.astype(jnp.float32) * self.scale.get_value()).astype(x.dtype)
-        return jnp.einsum("...r,Nr->...N", low, B)
+        return _expand(low, B)
+
+
+@jax.custom_vjp
+def _expand(low: Float[Array, "*B r"], B: Float[Array, "N r"]) -> Float[Array, "*B N"]:
+    """low · Bᵀ. Its derivative by B is taken as (lowᵀ · dy)ᵀ: XLA's CPU backend would transpose dy, the large one."""
+    return jnp.einsum("...r,Nr->...N", low, B)
+
+
+def _expand_forward(low, B):
+    return _expand(low, B), (low, B)
+
+
+def _expand_backward(kept, dy):
+    low, B = kept
+    tokens = tuple(range(dy.ndim - 1))
+    dB = jax.lax.dot_general(low, dy, ((tokens, tokens), ((), ()))).T
+    return jnp.einsum("...N,Nr->...r", dy, B), dB
+
+
+_expand.defvjp(_expand_forward, _expand_backward)
