@@ -29,6 +29,8 @@ demo: .venv-notorch/stamp
 	.venv-notorch/bin/python scripts/train.py --config configs/demo.py --config.output_dir=$(DEMO)
 	.venv-notorch/bin/python scripts/export.py --run $(DEMO) --out $(DEMO)/export/peft --format peft
 	.venv-notorch/bin/python scripts/export.py --run $(DEMO) --out $(DEMO)/export/merged --format merged
+	.venv-notorch/bin/python scripts/evaluate.py --model demo/base --adapter $(DEMO)/export/peft --quant nf4 --dtype fp32 \
+	    --data demo/tasks/test.jsonl --exact-match
 	.venv-notorch/bin/python scripts/generate.py --model $(DEMO)/export/merged --prompt $$'Question: type of (4, 2)\nAnswer:' --max-new-tokens 8
 
 test: lint test-full test-no-torch
