@@ -170,7 +170,9 @@ class TrainSection(Section):
     eval_rows: int = option(0, "evaluation rows to use; 0 is all", AT_LEAST_ZERO)
     keep: int = option(3, "latest checkpoints to keep", AT_LEAST_ONE)
     keep_best: bool = option(True, "also keep the checkpoint with the lowest eval_loss")
-    resume: Literal["auto", "none"] | int = option("auto", "step of the checkpoint to go on from; later ones are then deleted", AT_LEAST_ZERO)
+    resume: Literal["auto", "none"] | int = option(
+        "auto", "step of the checkpoint to go on from; later ones are then deleted", AT_LEAST_ZERO
+    )
     deterministic: bool = option(False, "the same bits on every GPU run, at some cost in speed")
     log_every: int = option(1, "steps between logged rows", AT_LEAST_ONE)
 
