@@ -83,7 +83,7 @@ no use otherwise. It has read Python's documentation a few times and follows no 
 - **Made by** `python scripts/make_demo_base.py` with Python {python}: this project's own `method=full` from random
   weights, `configs/demo_base.py`, {steps:,} steps on a CPU. Loss on held-out passages: {loss:.2f} nats per token.
 - **Text**: `pydoc_data.topics` and the docstrings of the standard library as that Python carries them, {characters:,}
-  characters, and nothing else. Every second passage is written twice in its training sequence, to teach copying.
+  characters, and nothing else. Every second passage is written twice in its training sequence.
 - **Tokenizer**: byte-level BPE of {vocabulary:,} tokens trained on the same text, digits apart.
 - **Licence of the text**: Python and its documentation are copyright of the Python Software Foundation, under the PSF
   License Agreement, version 2: https://docs.python.org/3/license.html
@@ -175,8 +175,8 @@ def write_companions(folder: Path, tokenizer: Tokenizer) -> None:
 def passages(texts: list[str], tokenizer: Tokenizer) -> Iterator[str]:
     """The texts cut into passages that fill a training sequence.
 
-    Every second one is a shorter passage written twice: a model this small learns to look back and copy, which
-    larger ones pick up from sheer volume, only where copying pays.
+    Every second one is a shorter passage written twice, so that looking back pays. 2,400 steps are too few for the
+    base to learn copying from it.
     """
     rng = random.Random(0)
     for text in texts:
