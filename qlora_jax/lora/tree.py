@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qlora_jax.kernels import nf4_matmul
-from qlora_jax.lora.init import key_for
+from qlora_jax.lora.init import init_pair
+from qlora_jax.lora.targets import Target
 from qlora_jax.nf4 import NF4Tensor, dequantize, quantize
 
 Predicate = Callable[[str, Any], bool]
@@ -120,9 +121,9 @@ def lora_dot(x: jax.Array, weight: Any) -> jax.Array:
 
 def _adapted(path: str, leaf: Any, key: jax.Array, rank: int, alpha: float) -> LoraWeight:
     fan_out, fan_in = leaf.shape if isinstance(leaf, NF4Tensor) else _matrix(path, leaf).shape[::-1]
-    bound = fan_in**-0.5
-    A = jax.random.uniform(key_for(key, path), (rank, fan_in), jnp.float32, -bound, bound)
-    return LoraWeight(leaf, A, jnp.zeros((fan_out, rank), jnp.float32), alpha / rank)
+    target = Target(rank, alpha / rank)
+    A, B = init_pair(key, path, target, rank=rank, in_features=fan_in, out_features=fan_out)
+    return LoraWeight(leaf, A, B, target.scale)
 
 
 def _flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:

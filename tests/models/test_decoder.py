@@ -8,21 +8,7 @@ from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import random_model
 from qlora_jax.models import Decoder, ModelConfig, count_parameters, parameter_specs
 from qlora_jax.models.cache import EMPTY, empty_cache
-
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    max_position=256,
-    windows=(0, 6, 0),
-)
+from tests.tiny_config import CONFIG
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """The train step as a pure function: what it changes, what it leaves alone, and what it equals."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,28 +13,15 @@ from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import random_model
 from qlora_jax.lora import LoraConfig
 from qlora_jax.lora.tree import lora_mask
-from qlora_jax.models import ModelConfig
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.layers import Frozen
 from qlora_jax.train.config import OptimSection
 from qlora_jax.train.loss import next_token_loss
 from qlora_jax.train.optimizer import adamw, clipping, fill_frozen, learning_rate, make_optimizer
 from qlora_jax.train.step import TensorBatch, make_train_step, masked_optimizer, split_model
+from tests import tiny_config
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    max_position=256,
-    windows=(0, 0),
-)
+CONFIG = dataclasses.replace(tiny_config.CONFIG, num_layers=2, windows=(0, 0))
 
 
 def make_parts(dropout=0.0, quantization=Quantization(), kind=Frozen):  # noqa: B008 (frozen)
