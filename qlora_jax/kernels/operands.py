@@ -1,6 +1,6 @@
 """An NF4 layer's arrays as the kernels take them: flat along the matrix, one leading axis for the stack."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +61,8 @@ def whole(array) -> pl.BlockSpec:
     return pl.BlockSpec(array.shape, lambda *_: (0,) * array.ndim)
 
 
-def scales(refs: Operands, blocks: Int[Array, " n"], layer) -> Float[Array, " n"]:
-    """Inside a kernel: the float32 scales of the given blocks, bit for bit the reference's."""
+def scales(refs: Any, blocks: Int[Array, " n"], layer) -> Float[Array, " n"]:
+    """Inside a kernel, of its references to Operands: the float32 scales of blocks, bit for bit the reference's."""
     stored = refs.absmax.at[layer, blocks][...]
     if refs.offset is None:
         return stored

@@ -64,6 +64,7 @@ TILES = {
 }
 
 
-def tiles_for(capability: int) -> Tiles:
-    """The sizes for a compute capability, or those of the newest architecture before it."""
+def tiles_for(capability: int | None) -> Tiles:
+    """The sizes for a compute capability of at least 80, or those of the newest architecture before it."""
+    assert capability is not None  # no kernel is chosen without one
     return TILES[max(known for known in TILES if known <= capability)]

@@ -150,7 +150,8 @@ def _without_packed(state) -> tuple[list, Callable]:
 
     def layer_at(slices: list, index):
         rest = iter(slices)
-        return structure.unflatten([NF4Layer(leaf, index) if _is_packed(leaf) else next(rest) for leaf in leaves])
+        values = [NF4Layer(leaf, index) if _is_packed(leaf) else next(rest) for leaf in leaves]
+        return jax.tree.unflatten(structure, values)
 
     return [leaf for leaf in leaves if not _is_packed(leaf)], layer_at
 

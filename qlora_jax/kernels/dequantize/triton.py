@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float
 
-from qlora_jax.kernels.operands import Operands, operands, scales, whole
+from qlora_jax.kernels.operands import operands, scales, whole
 from qlora_jax.kernels.tiles import DequantizeTiles
 from qlora_jax.nf4 import NF4Layer
 from qlora_jax.nf4.tensor import BLOCK
@@ -41,7 +42,7 @@ def dequantize(layer: NF4Layer, dtype, tiles: DequantizeTiles, *, interpret: boo
     return flat.reshape(stack.shape)
 
 
-def _kernel(refs: Operands, out_ref, *, size: int, elements: int, rounded_to: str):
+def _kernel(refs: Any, out_ref, *, size: int, elements: int, rounded_to: str):
     tile, layer = pl.program_id(0), refs.layer[0]
     blocks, packed = elements // BLOCK, elements // 2
     # Only a matrix that is no multiple of the tile has a last one to guard.

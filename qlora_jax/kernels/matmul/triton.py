@@ -8,6 +8,7 @@ rounding differs from the reference, which rounds level · scale, but is no larg
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float
 
 from qlora_jax.kernels.matmul.decode import decode, decode_plain, divergent, fma, registers
-from qlora_jax.kernels.operands import Operands, operands, scales, whole
+from qlora_jax.kernels.operands import operands, scales, whole
 from qlora_jax.kernels.tiles import MatmulTiles
 from qlora_jax.nf4 import CODEBOOKS, NF4Layer
 from qlora_jax.nf4.tensor import BLOCK
@@ -88,9 +89,10 @@ def _kernel(x_ref, register_ref, *refs, tiles: MatmulTiles, turns, split, blocks
         first += count
 
 
-def _program(x_ref, refs: Operands, out_ref, tiles, turn_range, blocks, per_turn, decoded, add_scaled, tile, part):
+def _program(x_ref, refs: Any, out_ref, tiles, turn_range, blocks, per_turn, decoded, add_scaled, tile, part):
     """One tile of rows of W, over one part of K."""
     layer, packed = refs.layer[0], BLOCK // 2
+    first_turn, end_turn = turn_range
     # The last tile is moved back to end with the matrix: some rows are computed twice, to the same values.
     start = jnp.minimum(tile * tiles.rows, out_ref.shape[2] - tiles.rows)
     rows = start + jnp.arange(tiles.rows)
@@ -111,7 +113,7 @@ def _program(x_ref, refs: Operands, out_ref, tiles, turn_range, blocks, per_turn
             sums = one_block(index * per_turn + i, sums)
         return sums
 
-    sums = lax.fori_loop(*turn_range, turn, jnp.zeros((tiles.rows, tiles.tokens), jnp.float32))
+    sums = lax.fori_loop(first_turn, end_turn, turn, jnp.zeros((tiles.rows, tiles.tokens), jnp.float32))
     stored = jnp.broadcast_to((tokens < x_ref.shape[0])[None, :], sums.shape)
     plt.store(out_ref.at[part, tokens[None, :], rows[:, None]], sums, mask=stored)
 
