@@ -36,7 +36,8 @@ def compile_for(
     """
     options: dict[str, Any] = {FORBID_SPILLS: True} if forbid_spills else {}
     if dump_to is not None:
-        options["xla_dump_to"] = str(dump_to)
+        # From jax 0.12 on, PTX is written only where this pattern of stages asks for it.
+        options |= {"xla_dump_to": str(dump_to), "xla_dump_emitter_re": "ptx"}
     sharding = jax.sharding.SingleDeviceSharding(_absent_device(gpu))
     avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
     kind = GPUS[gpu].architecture.device_kind
@@ -67,8 +68,8 @@ def _absent_device(gpu: str) -> jax.Device:
         return topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1").devices[0]
     except NotImplementedError as error:  # what JAX raises for a platform that no installed plugin provides
         raise RuntimeError(
-            "compiling for a GPU needs JAX's CUDA plugin: pip install 'qlora-jax[aot]'. Where it is installed but no GPU "
-            "is present, set JAX_PLATFORMS=cpu before Python starts: JAX gives up the plugin otherwise"
+            "compiling for a GPU needs JAX's CUDA plugin: pip install 'qlora-jax[aot]'. Where it is installed, but no "
+            "GPU is present, set JAX_PLATFORMS=cpu before Python starts: JAX gives up the plugin otherwise"
         ) from error
 
 
