@@ -5,6 +5,7 @@ easier to get that way than out of a serialized executable; the instructions are
 """
 
 import dataclasses
+import importlib.util
 import os
 import re
 import subprocess
@@ -53,13 +54,18 @@ class Kernel:
         return count(self.code, "LDL", "STL")
 
 
+def available() -> bool:
+    """Whether NVIDIA's tools should be there: beside JAX's plugin for CUDA 13; for CUDA 12 no wheel has nvdisasm."""
+    return importlib.util.find_spec("jax_cuda13_plugin") is not None
+
+
 def count(opcodes: Sequence[str], *names: str) -> int:
     """How many opcodes are one of `names`, whatever follows their first dot."""
     return sum(opcode.split(".")[0] in names for opcode in opcodes)
 
 
 def compile_kernels(
-    function: Any, arguments: tuple, gpu: str, folder: Path
+    function: jax.stages.Wrapped, arguments: tuple, gpu: str, folder: Path
 ) -> tuple[jax.stages.Compiled, list[Kernel]]:
     """The program compiled for a GPU, no spills allowed, and its kernels: XLA's own, Pallas Triton and Mosaic.
 
