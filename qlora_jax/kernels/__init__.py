@@ -1,6 +1,5 @@
-"""The two operations that have several implementations, each chosen in its folder's `dispatch`."""
+"""Operations on NF4 weights. `nf4_matmul` is the one place where an implementation is chosen."""
 
-from qlora_jax.kernels.attention import attend
 from qlora_jax.kernels.matmul import nf4_matmul
 
-__all__ = ["attend", "nf4_matmul"]
+__all__ = ["nf4_matmul"]

@@ -26,7 +26,9 @@ def compile_for(function: jax.stages.Wrapped, arguments: Any, gpu: str) -> jax.s
     sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
     avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
     device = AbstractDevice(device_kind=target.name, num_cores=None, platform="gpu")
-    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+    # Libraries that choose a kernel for the default device must see the one that is compiled for.
+    mesh = AbstractMesh((), (), abstract_device=device)
+    with use_abstract_mesh(mesh), jax.default_device(topology.devices[0]):
         return function.lower(*avals).compile()
 
 

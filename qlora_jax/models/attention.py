@@ -7,7 +7,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from qlora_jax.kernels import attend
+from qlora_jax.kernels.attention import attend
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.layers import Linear, RMSNorm, subkey
 from qlora_jax.models.rope import rotate

@@ -6,18 +6,19 @@ the work follows the documents and windows of a row, too.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# Longest side of a tile. With 32 heads its float32 scores take 34 MB: the L2 cache of an H200 or an RTX 4090 holds them.
-# Not timed on a GPU.
+# Longest side of a tile. With 32 heads its float32 scores take 34 MB, which the L2 caches of an H200 and an RTX 4090
+# hold. Not timed on a GPU.
 CHUNK = 512
 LOWEST = float(jnp.finfo(jnp.float32).min)
-FLOAT32 = dict(preferred_element_type=jnp.float32)
+FLOAT32: Any = dict(preferred_element_type=jnp.float32)
+zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
 
 
 class Rule(NamedTuple):
@@ -100,18 +101,21 @@ def _row_forward(rule: Rule, offset, q: Float[Array, "T K G H"], k: Float[Array,
             return higher, total * fade + weights.sum(-1), y * fade[..., None] + part
 
         shape = (*q.shape[1:3], rule.chunk)
-        carry = jnp.full(shape, LOWEST), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1]))
-        top, total, y = lax.fori_loop(*_tiles(rule, k, start, offset, index), one_tile, carry)
+        carry = jnp.full(shape, LOWEST, jnp.float32), zeros(shape), zeros((*shape, q.shape[-1]))
+        first, after = _tiles(rule, k, start, offset, index)
+        top, total, y = lax.fori_loop(first, after, one_tile, carry)
         seen = total > 0
         total = jnp.where(seen, total, 1)
         y = (y / total[..., None]).transpose(2, 0, 1, 3).astype(q.dtype)
-        return None, (y, jnp.where(seen, top + jnp.log(total), 0))
+        return None, (y, jnp.where(seen, top + jnp.log(total), 0.0))
 
     y, log_sum = lax.scan(one_chunk, None, _chunks(rule, q, start))[1]
     return y.reshape(q.shape), jnp.moveaxis(log_sum, 0, 2).reshape(*q.shape[1:3], -1)
 
 
-def _row_backward(rule: Rule, offset, q: Float[Array, "T K G H"], k: Float[Array, "S K H"], v, start, dy, log_sum, delta):
+def _row_backward(
+    rule: Rule, offset, q: Float[Array, "T K G H"], k: Float[Array, "S K H"], v, start, dy, log_sum, delta
+):
     """One row's gradients of q, k and v."""
 
     def one_chunk(carry, xs):
@@ -129,13 +133,13 @@ def _row_backward(rule: Rule, offset, q: Float[Array, "T K G H"], k: Float[Array
             dv = _add(dv, j, rule, jnp.einsum("KGts,tKGH->sKH", weights.astype(dy.dtype), dy, **FLOAT32))
             return dq, dk, dv
 
-        carry = (jnp.zeros(q.shape), *carry)
-        dq, dk, dv = lax.fori_loop(*_tiles(rule, k, start, offset, index), one_tile, carry)
+        first, after = _tiles(rule, k, start, offset, index)
+        dq, dk, dv = lax.fori_loop(first, after, one_tile, (zeros(q.shape), *carry))
         return (dk, dv), dq.astype(q.dtype)
 
     by_chunk = (jnp.moveaxis(x.reshape(*x.shape[:2], -1, rule.chunk), 2, 0) for x in (log_sum, delta))
     xs = (*_chunks(rule, q, start, dy), *by_chunk)
-    (dk, dv), dq = lax.scan(one_chunk, (jnp.zeros(k.shape), jnp.zeros(v.shape)), xs)
+    (dk, dv), dq = lax.scan(one_chunk, (zeros(k.shape), zeros(v.shape)), xs)
     return dq.reshape(q.shape), dk.astype(k.dtype), dv.astype(v.dtype)
 
 

@@ -1,9 +1,9 @@
 """Causal attention over packed documents: the one place where an implementation is chosen."""
 
 import functools
+import re
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend import backend
 from jaxtyping import Array, Float, Int
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from qlora_jax.kernels.attention import chunked, hopper, reference
 
 IMPLEMENTATIONS = ("reference", "chunked", "hopper")
-# Up to this many queries the whole score matrix is no longer than some rows of it would be in tiles.
+# So few rows of scores take no more memory than a tile does: the whole matrix is as good, and one kernel.
 FEW_QUERIES = 128
 
 
@@ -43,15 +43,10 @@ def attend(
     """
     same = isinstance(offset, int) and offset == 0 and q.shape[1] == k.shape[1]
     if implementation is None:
-        implementation = choose(
-            queries=q.shape[1],
-            head_dim=q.shape[3],
-            dtype=q.dtype.name,
-            self_attention=same,
-            capability=_capability(),
-            tokamax=hopper.installed(),
-        )
-    static = dict(scale=scale, soft_cap=soft_cap)
+        queries, head_dim = q.shape[1], q.shape[3]
+        capability, tokamax = _capability(), hopper.installed()
+        implementation = choose(queries, head_dim, q.dtype.name, same, capability=capability, tokamax=tokamax)
+    static: Any = dict(scale=scale, soft_cap=soft_cap)
     if implementation == "reference":
         return reference.forward(q, k, v, start, offset, **static)
     if implementation == "chunked":
@@ -64,25 +59,24 @@ def attend(
 
 
 def choose(
-    *, queries: int, head_dim: int, dtype: str, self_attention: bool, capability: tuple[int, int] | None, tokamax: bool
+    queries: int, head_dim: int, dtype: str, self_attention: bool, *, capability: int | None, tokamax: bool
 ) -> str:
     """The implementation for a shape and a device; a pure function of its arguments.
 
     Args:
       self_attention: whether queries and keys are the same tokens.
-      capability: the device's CUDA compute capability, None for other devices.
+      capability: ten times the device's CUDA compute capability, None where it has none.
       tokamax: whether it is installed.
     """
     if queries <= FEW_QUERIES:
         return "reference"
     fits = self_attention and queries % hopper.MULTIPLE == 0 and head_dim in hopper.HEAD_SIZES
-    if tokamax and capability is not None and capability[0] == 9 and fits and dtype in hopper.DTYPES:
+    if tokamax and capability == hopper.CAPABILITY and fits and dtype in hopper.DTYPES:
         return "hopper"
     return "chunked"
 
 
-def _capability() -> tuple[int, int] | None:
-    """The compute capability of the device that JAX uses by default, None if that is no CUDA device."""
-    device = backend.get_default_device()
-    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+def _capability() -> int | None:
+    """What `choose` takes, of JAX's default device: the one that tokamax asks, too."""
+    number = str(getattr(backend.get_default_device(), "compute_capability", ""))
+    return int(number.replace(".", "")) if re.fullmatch(r"\d+\.\d", number) else None

@@ -4,23 +4,29 @@ Packed documents and windows go in as the first key that each query sees. tokama
 that, so its classes are imported, and the extras of pyproject.toml pin the version that this file was checked with.
 """
 
-import importlib.util
+from importlib import metadata
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+# The version that pyproject.toml pins.
+VERSION = "0.0.17"
+CAPABILITY = 90
 HEAD_SIZES = (64, 128)
 DTYPES = ("bfloat16", "float16")
 # What the length must be a multiple of: the longest tile's side, so that no tile is partly padding.
 MULTIPLE = 128
-# tokamax's own heuristics for these head sizes; given outright because it logs a warning for each look-up that it makes.
+# What tokamax's heuristics give for these head sizes; left to them, every trace would log two long warnings.
 FORWARD_TILES = dict(block_q=64, block_kv=128, num_stages=2, persistent=False)
 BACKWARD_TILES = dict(block_q_dkv=64, block_kv_dkv=64, block_q_dq=64, block_kv_dq=64, num_stages=2, compute_wgs=2)
 
 
 def installed() -> bool:
-    """Whether tokamax is there: it needs Python 3.12 and jax 0.11.1."""
-    return importlib.util.find_spec("tokamax") is not None
+    """Whether this version of tokamax is there; it needs Python 3.12 and jax 0.11.1."""
+    try:
+        return metadata.version("tokamax") == VERSION
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def forward(
