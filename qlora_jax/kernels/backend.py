@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+from jax.extend import backend
 
 REQUESTS = ("auto", "pallas", "mosaic", "xla")
 VARIABLE = "QLORA_JAX_KERNELS"
@@ -126,14 +127,17 @@ def has_triton() -> bool:
 
 
 def capability() -> int | None:
-    """Compute capability of the device that is being traced for, ten times its number; None if no NVIDIA GPU."""
+    """CUDA compute capability of the device that is traced for, ten times its number; None if it is no NVIDIA GPU."""
     abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return _capability_of(abstract.device_kind) if abstract.platform in ("gpu", "cuda") else None
-    if jax.default_backend() != "gpu":
-        return None
-    reported = getattr(jax.devices()[0], "compute_capability", "")
-    return int(reported.replace(".", "")) if re.fullmatch(r"\d+\.\d", str(reported)) else None
+    if abstract is None:
+        return device_capability()
+    return _capability_of(abstract.device_kind) if abstract.platform in ("gpu", "cuda") else None
+
+
+def device_capability() -> int | None:
+    """The same of JAX's default device."""
+    number = str(getattr(backend.get_default_device(), "compute_capability", ""))
+    return int(number.replace(".", "")) if re.fullmatch(r"\d+\.\d", number) else None
 
 
 def _capability_of(kind: str) -> int | None:

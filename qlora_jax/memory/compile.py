@@ -38,11 +38,13 @@ def compile_for(
     if dump_to is not None:
         # From jax 0.12 on, PTX is written only where this pattern of stages asks for it.
         options |= {"xla_dump_to": str(dump_to), "xla_dump_emitter_re": "ptx"}
-    sharding = jax.sharding.SingleDeviceSharding(_absent_device(gpu))
+    device = _absent_device(gpu)
+    sharding = jax.sharding.SingleDeviceSharding(device)
     avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
     kind = GPUS[gpu].architecture.device_kind
-    device = AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
-    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+    mesh = AbstractMesh((), (), abstract_device=AbstractDevice(device_kind=kind, num_cores=None, platform="gpu"))
+    # Libraries that choose a kernel for the default device must see the one that is compiled for.
+    with use_abstract_mesh(mesh), jax.default_device(device):
         lowered = function.lower(*avals)
     with _no_persistent_cache():
         return _compile(lowered, options)
