@@ -1,12 +1,21 @@
 """The one table of what compiled code may cost. A kernel or a step is a row; `make test-aot` prints what each takes."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from qlora_jax import kernels
+from qlora_jax.kernels.tiles import tiles_for
 from qlora_jax.memory.decode_step import abstract_decode_step
+from qlora_jax.memory.targets import GPUS
 from qlora_jax.memory.train_step import abstract_train_step
+from qlora_jax.nf4 import NF4Layer, NF4Tensor
+from qlora_jax.nf4.tensor import packed_shapes
 from qlora_jax.train.config import Config, load_config
 from tests.aot.sass import Kernel
 
@@ -21,24 +30,24 @@ class KernelBudget:
     """A kernel at one shape.
 
     Attributes:
+      title: what the table calls it.
       name: of the function on the GPU, as the kernel's `name=` gives it.
       build: makes the program that calls it.
-      weights: decoded by one thread in one turn of the hot loop, or by one thread in all if the kernel has no loop.
-        A function of the kernel where the compiler decides that, by unrolling.
+      weights: of a GPU: decoded by one thread in one turn of the hot loop, or in all if the kernel has no loop.
       sass: most instructions of the hot loop (or of the whole kernel) per weight.
       call: what XLA's module calls it by.
     """
 
+    title: str
     name: str
     build: Callable[[], Program]
-    weights: float | Callable[[Kernel], float]
+    weights: Callable[[str], float]
     sass: float
     gpus: tuple[str, ...] = ALL
     call: str = TRITON
 
-    def instructions_per_weight(self, kernel: Kernel) -> float:
-        weights = self.weights(kernel) if callable(self.weights) else self.weights
-        return len(kernel.hot) / weights
+    def instructions_per_weight(self, kernel: Kernel, gpu: str) -> float:
+        return len(kernel.hot) / self.weights(gpu)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,73 @@ def decode_step() -> Program:
 
 # One line per kernel and shape, such as
 #   KernelBudget(name="nf4_dequantize", build=dequantize_4096, weights=32, sass=9),
-KERNELS: tuple[KernelBudget, ...] = ()
+def stack(n: int = 4096, k: int = 4096, dtype: str = "bfloat16") -> NF4Tensor:
+    return packed_shapes((n, k), dtype, double=True, stack=(32,))
+
+
+INDEX = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def dequantize(dtype: str) -> Program:
+    """One layer of a stack, in the dtype that its weights had."""
+    return jax.jit(lambda stack, index: kernels.dequantize(NF4Layer(stack, index))), (stack(dtype=dtype), INDEX)
+
+
+def matmul(tokens: int, dtype: str = "bfloat16", rows: tuple[int, ...] = (4096,)) -> Program:
+    """`tokens` rows of x with weights of so many rows, in one launch."""
+
+    @jax.jit
+    def function(x, stacks, index):
+        return kernels.nf4_matmul_group(x, [NF4Layer(stack, index) for stack in stacks])
+
+    return function, (jax.ShapeDtypeStruct((tokens, 4096), jnp.dtype(dtype)), [stack(n) for n in rows], INDEX)
+
+
+def dequantized_by_a_thread(gpu: str) -> float:
+    tiles = tiles_for(10 * GPUS[gpu].capability[0] + GPUS[gpu].capability[1]).dequantize
+    return tiles.elements / tiles.warps / 32
+
+
+def decoded_in_a_turn(tokens: int) -> Callable[[str], float]:
+    """Weights that a thread of the fused kernel decodes in one turn of its loop, by GPU."""
+
+    def weights(gpu: str) -> float:
+        tiles = tiles_for(10 * GPUS[gpu].capability[0] + GPUS[gpu].capability[1]).for_tokens(tokens)
+        assert tiles
+        return tiles.rows * 64 * tiles.blocks / tiles.warps / 32
+
+    return weights
+
+
+def dequantize_row(dtype: str) -> KernelBudget:
+    return KernelBudget(
+        title=f"dequantize to {dtype}",
+        name="nf4_dequantize",
+        build=functools.partial(dequantize, dtype),
+        weights=dequantized_by_a_thread,
+        sass=9,
+    )
+
+
+def matmul_row(tokens: int, sass: float, **options: Any) -> KernelBudget:
+    return KernelBudget(
+        title=f"fused matmul, {tokens} rows of x" + "".join(f", {value}" for value in options.values()),
+        name="nf4_matmul",
+        build=functools.partial(matmul, tokens, **options),
+        weights=decoded_in_a_turn(tokens),
+        sass=sass,
+    )
+
+
+KERNELS: tuple[KernelBudget, ...] = (
+    *map(dequantize_row, ("bfloat16", "float16", "float32")),
+    matmul_row(1, 5),
+    matmul_row(1, 5, dtype="float16"),
+    matmul_row(1, 5, rows=(4096, 1024, 1024)),  # query, key and value projections of grouped attention
+    matmul_row(16, 6),
+    matmul_row(32, 7),
+    matmul_row(64, 10),
+)
 
 # What was measured, and 2 % more. Where the train step spills, it is the gradient of attention's softmax, a fusion
 # that XLA makes over rows of 512 scores.

@@ -6,7 +6,7 @@ from qlora_jax.memory.compile import compile_for, device_bytes
 from tests.aot import sass
 from tests.aot.budgets import KERNELS, KernelBudget
 
-CASES = [pytest.param(row, gpu, id=f"{row.name}-{gpu}") for row in KERNELS for gpu in row.gpus]
+CASES = [pytest.param(row, gpu, id=f"{row.title}-{gpu}") for row in KERNELS for gpu in row.gpus]
 pytestmark = pytest.mark.usefixtures("cuda_wheels")
 
 
@@ -15,15 +15,15 @@ def test_kernel(row: KernelBudget, gpu, measured, tmp_path):
     function, arguments = row.build()
     if not sass.available():  # CUDA 12's plugin: NVIDIA ships no disassembler for it as a wheel
         compiled = compile_for(function, arguments, gpu, forbid_spills=True)
-        measured(what=row.name, gpu=gpu, temporaries=megabytes(compiled))
+        measured(what=row.title, gpu=gpu, temporaries=megabytes(compiled))
         assert called(compiled, row)
         return
     compiled, kernels = sass.compile_kernels(function, arguments, gpu, tmp_path)
     kernel = next((k for k in kernels if k.name == row.name), None)
     assert kernel, f"no kernel {row.name!r} among {[k.name for k in kernels]}"
-    per_weight = row.instructions_per_weight(kernel)
+    per_weight = row.instructions_per_weight(kernel, gpu)
     measured(
-        what=row.name,
+        what=row.title,
         gpu=gpu,
         registers=str(kernel.registers),
         temporaries=megabytes(compiled),

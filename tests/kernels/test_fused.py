@@ -67,9 +67,10 @@ def test_derivative_of_the_fused_matmul():
 
 
 def test_k_is_cut_until_the_card_is_busy():
-    assert tiles(programs=64).split(outputs=16, turns=100) == 4
-    assert tiles(programs=64).split(outputs=200, turns=100) == 1
-    assert tiles(programs=64).split(outputs=1, turns=6) == 3  # two turns a part at least
+    assert tiles(programs=64).split(outputs=16, blocks=200, tokens=1) == 4
+    assert tiles(programs=64).split(outputs=200, blocks=200, tokens=1) == 1
+    assert tiles(programs=64).split(outputs=1, blocks=12, tokens=1) == 3  # two turns a part at least
+    assert tiles(programs=64).split(outputs=1, blocks=64, tokens=64) == 4  # or the sums would outweigh the weights
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
