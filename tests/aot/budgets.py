@@ -8,10 +8,10 @@ from typing import Any
 from qlora_jax.memory.decode_step import abstract_decode_step
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.train.config import Config, load_config
+from tests.aot.calls import TRITON
 from tests.aot.sass import Kernel
 
 ALL = ("h200", "a100", "rtx4090", "rtx3090")
-TRITON, MOSAIC = "__gpu$xla.gpu.triton", "mosaic_gpu_v2"
 # A jitted function and its abstract arguments.
 Program = tuple[Any, tuple]
 
@@ -21,15 +21,17 @@ class KernelBudget:
     """A kernel at one shape.
 
     Attributes:
-      name: of the function on the GPU, as the kernel's `name=` gives it.
+      name: the kernel's `name=`.
+      shape: for the table.
       build: makes the program that calls it.
       weights: decoded by one thread in one turn of the hot loop, or by one thread in all if the kernel has no loop.
         A function of the kernel where the compiler decides that, by unrolling.
       sass: most instructions of the hot loop (or of the whole kernel) per weight.
-      call: what XLA's module calls it by.
+      call: TRITON or MOSAIC, which XLA's module calls it by.
     """
 
     name: str
+    shape: str
     build: Callable[[], Program]
     weights: float | Callable[[Kernel], float]
     sass: float
@@ -46,6 +48,7 @@ class StepBudget:
     """A whole step, as one minor version of JAX compiles it: their temporaries differ by up to 20 %.
 
     Attributes:
+      calls: the names of the Pallas kernels that have to be in it.
       temporaries: most megabytes (10⁶ bytes) of temporary device memory, by GPU.
       spilling: GPUs for which a kernel of XLA's own spills, so that spills cannot be forbidden; the row says which.
     """
@@ -54,6 +57,7 @@ class StepBudget:
     jax: str
     build: Callable[[], Program]
     temporaries: dict[str, float]
+    calls: frozenset[str] = frozenset()
     spilling: frozenset[str] = frozenset()
 
 
@@ -72,7 +76,7 @@ def decode_step() -> Program:
 
 
 # One line per kernel and shape, such as
-#   KernelBudget(name="nf4_dequantize", build=dequantize_4096, weights=32, sass=9),
+#   KernelBudget(name="nf4_dequantize", shape="4096 x 4096", build=dequantize_4096, weights=32, sass=9),
 KERNELS: tuple[KernelBudget, ...] = ()
 
 # What was measured, and 2 % more. Where the train step spills, it is the gradient of attention's softmax, a fusion
