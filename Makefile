@@ -76,8 +76,10 @@ clean:
 
 .venv/stamp: PACKAGES = -e '.[test,dev]'
 .venv-notorch/stamp: PACKAGES = -e . pytest
-.venv-aot/stamp: PACKAGES = -e '.[aot]' pytest pytest-xdist
-.venv-cuda12/stamp: PACKAGES = -e . 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 pytest
+# NVIDIA's wheels are pinned in a file of their own: PyPI's torch wants other versions of some of them in .venv.
+.venv-aot/stamp: PACKAGES = --constraint constraints/aot.txt -e '.[aot]' pytest pytest-xdist
+.venv-cuda12/stamp: PACKAGES = --constraint constraints/aot.txt -e . 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 pytest
+.venv-aot/stamp .venv-cuda12/stamp: constraints/aot.txt
 .venv-newest/stamp: PACKAGES = -e . pytest beartype
 
 .venv/stamp .venv-notorch/stamp .venv-aot/stamp .venv-cuda12/stamp .venv-newest/stamp: pyproject.toml $(PINS)

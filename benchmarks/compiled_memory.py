@@ -1,6 +1,6 @@
 """What memory does the train step of each shipped config need? The peak that XLA's compiler states, without a GPU.
 
-    pip install -e '.[cuda13]'; JAX_PLATFORMS=cpu python benchmarks/compiled_memory.py [--gpu h200] [CONFIG …]
+    pip install -e '.[aot]'; JAX_PLATFORMS=cpu python benchmarks/compiled_memory.py [--gpu h200] [CONFIG …]
 
 Prints a line per config and writes benchmarks/results/compiled-memory.json. The README's table and the configs' headers
 are filled from that file by `--write`.

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from qlora_jax import kernels
-from qlora_jax.kernels.tiles import tiles_for
+from qlora_jax.kernels.tiles import Tiles, tiles_for
 from qlora_jax.memory.decode_step import abstract_decode_step
 from qlora_jax.memory.targets import GPUS
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
 from qlora_jax.nf4.tensor import packed_shapes
 from qlora_jax.train.config import Config, load_config
+from tests.aot.calls import TRITON
 from tests.aot.sass import Kernel
 
 ALL = ("h200", "a100", "rtx4090", "rtx3090")
-TRITON, MOSAIC = "__gpu$xla.gpu.triton", "mosaic_gpu_v2"
 # A jitted function and its abstract arguments.
 Program = tuple[Any, tuple]
 
@@ -30,16 +30,16 @@ class KernelBudget:
     """A kernel at one shape.
 
     Attributes:
-      title: what the table calls it.
-      name: of the function on the GPU, as the kernel's `name=` gives it.
+      name: the kernel's `name=`.
+      shape: for the table.
       build: makes the program that calls it.
       weights: of a GPU: decoded by one thread in one turn of the hot loop, or in all if the kernel has no loop.
       sass: most instructions of the hot loop (or of the whole kernel) per weight.
-      call: what XLA's module calls it by.
+      call: TRITON or MOSAIC, which XLA's module calls it by.
     """
 
-    title: str
     name: str
+    shape: str
     build: Callable[[], Program]
     weights: Callable[[str], float]
     sass: float
@@ -55,6 +55,7 @@ class StepBudget:
     """A whole step, as one minor version of JAX compiles it: their temporaries differ by up to 20 %.
 
     Attributes:
+      calls: the names of the Pallas kernels that have to be in it.
       temporaries: most megabytes (10⁶ bytes) of temporary device memory, by GPU.
       spilling: GPUs for which a kernel of XLA's own spills, so that spills cannot be forbidden; the row says which.
     """
@@ -63,6 +64,7 @@ class StepBudget:
     jax: str
     build: Callable[[], Program]
     temporaries: dict[str, float]
+    calls: frozenset[str] = frozenset()
     spilling: frozenset[str] = frozenset()
 
 
@@ -80,8 +82,6 @@ def decode_step() -> Program:
     return abstract_decode_step(config_7b(), batch=1, slots=1024)
 
 
-# One line per kernel and shape, such as
-#   KernelBudget(name="nf4_dequantize", build=dequantize_4096, weights=32, sass=9),
 def stack(n: int = 4096, k: int = 4096, dtype: str = "bfloat16") -> NF4Tensor:
     return packed_shapes((n, k), dtype, double=True, stack=(32,))
 
@@ -104,8 +104,13 @@ def matmul(tokens: int, dtype: str = "bfloat16", rows: tuple[int, ...] = (4096,)
     return function, (jax.ShapeDtypeStruct((tokens, 4096), jnp.dtype(dtype)), [stack(n) for n in rows], INDEX)
 
 
+def tiles_of(gpu: str) -> Tiles:
+    major, minor = GPUS[gpu].capability
+    return tiles_for(10 * major + minor)
+
+
 def dequantized_by_a_thread(gpu: str) -> float:
-    tiles = tiles_for(10 * GPUS[gpu].capability[0] + GPUS[gpu].capability[1]).dequantize
+    tiles = tiles_of(gpu).dequantize
     return tiles.elements / tiles.warps / 32
 
 
@@ -113,7 +118,7 @@ def decoded_in_a_turn(tokens: int) -> Callable[[str], float]:
     """Weights that a thread of the fused kernel decodes in one turn of its loop, by GPU."""
 
     def weights(gpu: str) -> float:
-        tiles = tiles_for(10 * GPUS[gpu].capability[0] + GPUS[gpu].capability[1]).for_tokens(tokens)
+        tiles = tiles_of(gpu).for_tokens(tokens)
         assert tiles
         return tiles.rows * 64 * tiles.blocks / tiles.warps / 32
 
@@ -122,8 +127,8 @@ def decoded_in_a_turn(tokens: int) -> Callable[[str], float]:
 
 def dequantize_row(dtype: str) -> KernelBudget:
     return KernelBudget(
-        title=f"dequantize to {dtype}",
         name="nf4_dequantize",
+        shape=f"4096 x 4096, {dtype}",
         build=functools.partial(dequantize, dtype),
         weights=dequantized_by_a_thread,
         sass=9,
@@ -132,8 +137,8 @@ def dequantize_row(dtype: str) -> KernelBudget:
 
 def matmul_row(tokens: int, sass: float, **options: Any) -> KernelBudget:
     return KernelBudget(
-        title=f"fused matmul, {tokens} rows of x" + "".join(f", {value}" for value in options.values()),
         name="nf4_matmul",
+        shape=f"{tokens} x 4096" + "".join(f", {value}" for value in options.values()),
         build=functools.partial(matmul, tokens, **options),
         weights=decoded_in_a_turn(tokens),
         sass=sass,
@@ -150,6 +155,8 @@ KERNELS: tuple[KernelBudget, ...] = (
     matmul_row(64, 10),
 )
 
+# What was measured, and 2 % more. Where the train step spills, it is the gradient of attention's softmax, a fusion
+# that XLA makes over rows of 512 scores.
 # What was measured, and 2 % more. Where the train step spills, it is the gradient of attention's softmax, a fusion
 # that XLA makes over rows of 512 scores.
 STEPS = (

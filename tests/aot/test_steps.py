@@ -5,6 +5,7 @@ import pytest
 
 from qlora_jax.memory.compile import compile_for, device_bytes
 from tests.aot.budgets import STEPS, StepBudget
+from tests.aot.calls import pallas_calls
 
 ROWS = [row for row in STEPS if jax.__version__.startswith(f"{row.jax}.")]
 CASES = [pytest.param(row, gpu, id=f"{row.name}-{gpu}") for row in ROWS for gpu in row.temporaries]
@@ -22,6 +23,7 @@ def test_step(row: StepBudget, gpu, measured):
     temporaries = device_bytes(compiled)["temporaries"] / 1e6
     budget = row.temporaries[gpu]
     measured(what=row.name, gpu=gpu, temporaries=f"{temporaries:.1f} MB", budget=f"{budget} MB of temporaries")
+    assert row.calls <= {name for _, name in pallas_calls(compiled)}
     assert temporaries <= budget
 
 

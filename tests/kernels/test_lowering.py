@@ -8,7 +8,7 @@ from tests.aot.budgets import KERNELS, KernelBudget
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES, ids=lambda capability: "sm_{}{}".format(*capability))
-@pytest.mark.parametrize("row", KERNELS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", KERNELS, ids=lambda row: f"{row.name}-{row.shape}")
 def test_kernel_is_lowered(row: KernelBudget, capability):
     kind = ARCHITECTURES[capability].device_kind
     device = AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
