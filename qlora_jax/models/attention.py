@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.layers import Linear, RMSNorm, subkey
+from qlora_jax.models.layers import Linear, RMSNorm, linear_group, subkey
 from qlora_jax.models.rope import rotate
 
 
@@ -76,10 +76,9 @@ class Attention(nnx.Module):
         return y, (None if cache is None else (k, v))
 
     def _project(self, x, context: Context, key):
-        def heads(projection, norm, name):
-            y = projection(x, subkey(key, name)).reshape(*x.shape[:-1], -1, self.config.head_dim)
-            return y if norm is None else norm(y)
-
-        q = rotate(heads(self.q_proj, self.q_norm, "q"), *context.rope)
-        k = rotate(heads(self.k_proj, self.k_norm, "k"), *context.rope)
-        return q, k, heads(self.v_proj, None, "v")
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        ys = linear_group(x, projections, [subkey(key, name) for name in "qkv"])
+        q, k, v = (y.reshape(*x.shape[:-1], -1, self.config.head_dim) for y in ys)
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        return rotate(q, *context.rope), rotate(k, *context.rope), v

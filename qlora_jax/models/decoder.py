@@ -1,6 +1,6 @@
 """One decoder for every dense family: embedding, a scanned stack of layers, a norm, and an output head."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.layers import MLP, Embedding, Frozen, Linear, RMSNorm, subkey
 from qlora_jax.models.parameters import STACK, parameter_specs
 from qlora_jax.models.rope import rope_tables
+from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
 # What the backward pass finds stored instead of computing it again; each layer's input is always stored.
 REMAT_POLICIES = {
@@ -124,14 +125,36 @@ class Decoder(nnx.Module):
         with jax.named_scope("embedding"):
             x = self.embed_tokens(tokens)
         graphdef, state = nnx.split(self.layers)
+        sliced, layer_at = _without_packed(state)
         windows = jnp.asarray(self.config.windows, jnp.int32)
+        indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
 
         def body(x, xs):
-            state, window, cache, key = xs
-            return nnx.merge(graphdef, state)(x, context, window, cache, key)
+            sliced, index, window, cache, key = xs
+            return nnx.merge(graphdef, layer_at(sliced, index))(x, context, window, cache, key)
 
         if remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        x, cache = lax.scan(body, x, (state, windows, cache, keys))
+        x, cache = lax.scan(body, x, (sliced, indices, windows, cache, keys))
         return self.norm(x), cache
+
+
+def _without_packed(state) -> tuple[list, Callable]:
+    """(what a scan shall slice, a function of one slice and its index that gives the layer's state).
+
+    A scan copies the slices of what it runs over. Packed weights, nearly all of a base, stay whole: a layer of theirs
+    is read where it lies (NF4Layer).
+    """
+    leaves, structure = jax.tree.flatten(state, is_leaf=_is_packed)
+
+    def layer_at(slices: list, index):
+        rest = iter(slices)
+        values = [NF4Layer(leaf, index) if _is_packed(leaf) else next(rest) for leaf in leaves]
+        return jax.tree.unflatten(structure, values)
+
+    return [leaf for leaf in leaves if not _is_packed(leaf)], layer_at
+
+
+def _is_packed(leaf) -> bool:
+    return isinstance(leaf, NF4Tensor)

@@ -1,35 +1,58 @@
 """The building blocks of a decoder layer. Weights keep the Hugging Face orientation, `[out, in]`."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from qlora_jax.kernels import nf4_matmul
+from qlora_jax.kernels import nf4_matmul, nf4_matmul_group
 from qlora_jax.lora.init import key_for
-from qlora_jax.nf4 import NF4Tensor
+from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
 
 class Frozen(nnx.Variable):
-    """A weight of the base model that is never trained: an array or an NF4Tensor."""
+    """A weight of the base model that is never trained: an array, an NF4Tensor or one layer of its stack."""
 
 
 class Linear(nnx.Module):
-    """y = x · Wᵀ + b, plus the adapter's update where there is one. W is an array or an NF4Tensor."""
+    """y = x · Wᵀ + b, plus the adapter's update where there is one. W is an array or packed in NF4."""
 
     def __init__(self, weight, bias=None, *, kind=Frozen):
         self.weight = kind(weight)
         self.bias = None if bias is None else kind(bias)
         self.lora = nnx.data(None)
 
+    @property
+    def packed(self) -> bool:
+        """Whether W is in NF4."""
+        return isinstance(self.weight.get_value(), NF4Tensor | NF4Layer)
+
     def __call__(self, x: Float[Array, "*B K"], key: Array | None = None) -> Float[Array, "*B N"]:
-        weight = self.weight.get_value()
-        if isinstance(weight, NF4Tensor):
-            y = nf4_matmul(x, weight)
-        else:
-            y = jnp.einsum("...K,NK->...N", x, weight.astype(x.dtype))
-        if self.bias is not None:
-            y += self.bias.get_value().astype(x.dtype)
-        return y if self.lora is None else y + self.lora(x, key)
+        return linear_group(x, [self], [key])[0]
+
+
+def linear_group(
+    x: Float[Array, "*B K"], linears: Sequence[Linear], keys: Sequence[Array | None]
+) -> list[Float[Array, "*B N"]]:
+    """Several linear layers of one x, such as the query, key and value projections; packed ones share a launch."""
+    if all(linear.packed for linear in linears):
+        ys = nf4_matmul_group(x, [linear.weight.get_value() for linear in linears])
+    else:
+        ys = [_plain_matmul(x, linear) for linear in linears]
+    return [_completed(linear, x, y, key) for linear, y, key in zip(linears, ys, keys, strict=True)]
+
+
+def _plain_matmul(x, linear: Linear):
+    weight = linear.weight.get_value()
+    return nf4_matmul(x, weight) if linear.packed else jnp.einsum("...K,NK->...N", x, weight.astype(x.dtype))
+
+
+def _completed(linear: Linear, x, y, key):
+    """A product with its bias and its adapter's update."""
+    if linear.bias is not None:
+        y += linear.bias.get_value().astype(x.dtype)
+    return y if linear.lora is None else y + linear.lora(x, key)
 
 
 class Embedding(nnx.Module):
@@ -62,8 +85,8 @@ class MLP(nnx.Module):
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def __call__(self, x: Float[Array, "B T D"], key: Array | None = None) -> Float[Array, "B T D"]:
-        gate = nnx.silu(self.gate_proj(x, subkey(key, "gate")))
-        return self.down_proj(gate * self.up_proj(x, subkey(key, "up")), subkey(key, "down"))
+        gate, up = linear_group(x, [self.gate_proj, self.up_proj], [subkey(key, "gate"), subkey(key, "up")])
+        return self.down_proj(nnx.silu(gate) * up, subkey(key, "down"))
 
 
 def subkey(key: Array | None, name: str) -> Array | None:

@@ -2,6 +2,6 @@
 
 from qlora_jax.nf4.codebook import CODEBOOKS, dynamic_map
 from qlora_jax.nf4.quantize import dequantize, quantize
-from qlora_jax.nf4.tensor import NF4Tensor
+from qlora_jax.nf4.tensor import NF4Layer, NF4Tensor
 
-__all__ = ["CODEBOOKS", "NF4Tensor", "dequantize", "dynamic_map", "quantize"]
+__all__ = ["CODEBOOKS", "NF4Layer", "NF4Tensor", "dequantize", "dynamic_map", "quantize"]

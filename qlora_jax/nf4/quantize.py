@@ -72,11 +72,11 @@ def dequantize_scales(tensor: NF4Tensor) -> Float[Array, "*L R blocks"]:
     group = jnp.arange(flat.shape[-1]) // NESTED_BLOCK
     index = flat.astype(jnp.int32)
     level = jnp.take_along_axis(tensor.nested_levels, index, axis=-1, mode="promise_in_bounds")
-    scale = _rounded(level * tensor.nested_absmax[..., group]) + tensor.offset[..., None]
+    scale = rounded(level * tensor.nested_absmax[..., group]) + tensor.offset[..., None]
     return scale.reshape(tensor.absmax.shape)
 
 
-def _rounded(product: Array) -> Array:
+def rounded(product: Array) -> Array:
     """Keeps a compiler from contracting `product + y` into a fused multiply-add, which rounds once instead of twice.
 
     XLA drops reduce_precision and optimization_barrier too early to prevent it; an operation that changes only -inf
@@ -88,7 +88,7 @@ def _rounded(product: Array) -> Array:
 def _on_lookup_grid(scaled: Array) -> Array:
     """Values in [-1, 1] on the grid of 65,536 points by which bitsandbytes' CPU code looks up the nearest level."""
     half = np.float32(32767.5)
-    return jnp.floor(_rounded((scaled + 1) * half) + np.float32(0.5)) / half - 1
+    return jnp.floor(rounded((scaled + 1) * half) + np.float32(0.5)) / half - 1
 
 
 def _in_blocks(weight: Array) -> Array:

@@ -1,8 +1,8 @@
-"""NF4Tensor: the packed form of one weight matrix, or of a stack of equal ones, as a pytree."""
+"""NF4Tensor: the packed form of one weight matrix, or of a stack of equal ones. NF4Layer: one of a stack."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,36 @@ class NF4Tensor:
         if not self.stack:
             raise IndexError("this NF4Tensor holds a single matrix: dequantize it to index its elements")
         return jax.tree.map(lambda a: a[index], self)
+
+
+class NF4Layer(NamedTuple):
+    """One matrix of a stack, by reference: a loop over layers reads it where it lies, without a copy of its slice.
+
+    Attributes:
+      stack: an NF4Tensor with one leading axis `[L, …]`.
+      index: int32 scalar, which of the L; may be traced.
+    """
+
+    stack: NF4Tensor
+    index: Any
+
+    @classmethod
+    def of(cls, weight: "NF4Tensor | NF4Layer") -> "NF4Layer":
+        """A single matrix as the only one of its stack; a layer stays as it is."""
+        if isinstance(weight, NF4Layer):
+            return weight
+        if weight.stack:
+            raise ValueError(f"expected one matrix, got a stack {weight.stack} of {weight.shape}: index it, or scan it")
+        return cls(jax.tree.map(lambda a: a[None], weight), jnp.int32(0))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K) of the matrix."""
+        return self.stack.shape
+
+    def take(self) -> NF4Tensor:
+        """The matrix by itself: a copy of its arrays, unless XLA can fuse the slice into what reads it."""
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, self.index, 0, keepdims=False), self.stack)
 
 
 ARRAY_FIELDS = ("codes", "absmax", "nested_absmax", "nested_levels", "offset")

@@ -1,0 +1,3 @@
+from qlora_jax.kernels.dequantize.dispatch import dequantize
+
+__all__ = ["dequantize"]

@@ -1,0 +1,2 @@
+def dequantize(layer, dtype):
+    raise NotImplementedError
