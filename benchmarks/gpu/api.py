@@ -1,18 +1,20 @@
 """The one place that knows how this project's kernels are called.
 
-A kernel that this version or this device does not have raises NotHere; its row then says so.
+A kernel that this device cannot run raises NotHere; its row then says so.
 """
 
 import contextlib
 import importlib
-import inspect
 from collections.abc import Iterator
 from unittest import mock
 
 import jax.numpy as jnp
 
-from qlora_jax import kernels, nf4
-from qlora_jax.nf4 import NF4Tensor
+from qlora_jax import kernels
+from qlora_jax.kernels import backend
+from qlora_jax.kernels.matmul import triton
+from qlora_jax.kernels.tiles import MatmulTiles, tiles_for
+from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
 IMPLEMENTATIONS = ("auto", "pallas", "mosaic", "xla")
 # Beyond so many of its own tiles the fused kernel is not tried: it reads the weights once for each of them.
@@ -20,62 +22,58 @@ MOST_TILES = 4
 
 
 class NotHere(Exception):
-    """This version, or this device, has no such implementation."""
+    """This device cannot run the implementation."""
+
+
+def using(implementation: str):
+    """A context in which `implementation` runs."""
+    return kernels.using(implementation)
 
 
 @contextlib.contextmanager
-def using(implementation: str) -> Iterator[None]:
-    """A context in which `implementation` runs."""
-    if not hasattr(kernels, "using"):
-        if implementation not in ("auto", "xla"):
-            raise NotHere(f"this version has no {implementation} kernels")
+def refusals() -> Iterator[None]:
+    """Turns the dispatch's refusal of a kernel that cannot run here into NotHere."""
+    try:
         yield
-        return
-    with kernels.using(implementation):
-        try:
-            kernels.chosen()
-        except RuntimeError as error:
-            raise NotHere(str(error)) from error
-        yield
+    except RuntimeError as error:
+        if "cannot run" not in str(error):
+            raise
+        raise NotHere(str(error)) from error
 
 
-def layer_of(stack: NF4Tensor, index):
-    """One matrix of a stack, by reference where this version can: a copy of the slice is not what is measured."""
-    return nf4.NF4Layer(stack, index) if hasattr(nf4, "NF4Layer") else stack[index]
+def layer_of(stack: NF4Tensor, index) -> NF4Layer:
+    """One matrix of a stack, by reference, as the decoder's scan hands it on."""
+    return NF4Layer(stack, index)
 
 
 def dequantize(weight: NF4Tensor, dtype=None):
     """`[*L, N, K]` of a packed weight, by the implementation in use."""
-    kernel = getattr(kernels, "dequantize", nf4.dequantize)
-    if weight.stack:
-        return jnp.stack([kernel(layer_of(weight, jnp.int32(i)), dtype) for i in range(weight.stack[0])])
-    return kernel(weight, dtype)
+    with refusals():
+        if not weight.stack:
+            return kernels.dequantize(weight, dtype)
+        layers = range(weight.stack[0])
+        return jnp.stack([kernels.dequantize(layer_of(weight, jnp.int32(i)), dtype) for i in layers])
 
 
-def matmul(x, weight):
+def matmul(x, weight: NF4Tensor | NF4Layer):
     """x · dequantize(W)ᵀ as the model computes it."""
-    return kernels.nf4_matmul(x, weight)
+    with refusals():
+        return kernels.nf4_matmul(x, weight)
 
 
 def fused(x, stack: NF4Tensor, layer):
     """The fused kernel `[M, N]` on one matrix of a stack, also for more rows of x than the model would give it."""
-    try:
-        module = importlib.import_module("qlora_jax.kernels.matmul.triton")
-    except ImportError as error:
-        raise NotHere("this version has no fused matmul kernel") from error
-    if "tiles" not in inspect.signature(module.matmul).parameters:
-        return module.matmul(x, stack, layer)
-    tiles = _tiles(len(x))
+    tiles = fused_tiles(len(x))
     parts = [x[i : i + tiles.tokens] for i in range(0, len(x), tiles.tokens)]
-    return jnp.concatenate([module.matmul(part, [layer_of(stack, layer)], tiles)[0] for part in parts])
+    return jnp.concatenate([triton.matmul(part, [layer_of(stack, layer)], tiles)[0] for part in parts])
 
 
-def _tiles(rows: int):
+def fused_tiles(rows: int) -> MatmulTiles:
     """The kernel's sizes for so many rows, or its largest ones, which then run several times."""
-    choice = kernels.chosen()
-    if choice.name != "triton":
-        raise NotHere(f"the fused matmul does not run here: {choice.reason}")
-    sizes = importlib.import_module("qlora_jax.kernels.tiles").tiles_for(choice.capability)
+    capability = backend.capability()
+    if capability is None or capability < backend.OLDEST:
+        raise NotHere("the fused matmul runs on NVIDIA GPUs from compute capability 8.0 on")
+    sizes = tiles_for(capability)
     tiles = sizes.for_tokens(rows) or sizes.matmul[-1]
     if rows > MOST_TILES * tiles.tokens:
         raise NotHere(f"the fused matmul is not meant for {rows} rows: its largest tile holds {tiles.tokens}")
@@ -83,10 +81,9 @@ def _tiles(rows: int):
 
 
 def group(x, weights: list):
-    """Several weights on one x, in one launch."""
-    if not hasattr(kernels, "nf4_matmul_group"):
-        raise NotHere("this version has no grouped matmul")
-    return kernels.nf4_matmul_group(x, weights)
+    """Several weights on one x, in one launch where the fused kernel takes them."""
+    with refusals():
+        return kernels.nf4_matmul_group(x, weights)
 
 
 def attention_variants() -> tuple[str, ...]:

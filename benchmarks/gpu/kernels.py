@@ -83,6 +83,9 @@ def fused_row(context: Context, shape: tuple[int, int], rows: int, sets: list[li
         return None
     try:
         timing = fused_time(context, x, sets)
+    except api.NotHere as error:
+        context.missing(name, "us", f"not measured: {error}")
+        return None
     except Exception as error:  # one tile size that does not compile must not hide the other rows
         context.missing(name, "us", f"failed: {reason(error)}")
         return None

@@ -1,5 +1,6 @@
 """Device time of jitted functions: the median of many readings, with operands that no cache holds."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from benchmarks.gpu.sizes import Sizes
 
 # JAX queues 32 programs and then waits: with more in one reading, queueing would look as slow as the device.
 MOST_QUEUED = 32
+# Results of queued programs may take this much memory: they are freed only as the device gets there.
+MOST_BYTES = 8_000_000_000
 # Above this share of the time spent in queueing, the host is what was measured.
 HOST_BOUND = 0.9
 
@@ -39,7 +42,10 @@ def flat(function: Callable, example: Sequence[Any]) -> Callable:
 def measure(function: Callable, sets: Sequence[Sequence[Any]], sizes: Sizes) -> Timing:
     """Times `function(*arguments)` with the `sets` of arguments in turn."""
     quick = flat(function, sets[0])
-    return timed(quick, [jax.tree.leaves(tuple(arguments)) for arguments in sets], sizes.calls, sizes.rounds)
+    leaves = [jax.tree.leaves(tuple(arguments)) for arguments in sets]
+    results = jax.tree.leaves(jax.eval_shape(quick, *leaves[0]))
+    calls = min(sizes.calls, max(2, MOST_BYTES // sum(math.prod(a.shape) * a.dtype.itemsize for a in results)))
+    return timed(quick, leaves, calls, sizes.rounds)
 
 
 def timed(function: Callable, sets: Sequence[Sequence[Any]], calls: int, rounds: int) -> Timing:
