@@ -15,11 +15,12 @@ TYPED := qlora_jax.nf4,qlora_jax.kernels,qlora_jax.models
 export JAX_PLATFORMS = cpu
 export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.cache/jax
 
-.PHONY: help demo test test-full test-no-torch lint format clean
+.PHONY: help demo test test-full test-no-torch test-aot test-cuda12 test-newest lint format clean
 
 help:
 	@echo "make demo     fine-tune a small 4-bit model on the CPU, export it, generate from it"
 	@echo "make test     lint, types and all tests"
+	@echo "make test-aot compile the kernels and the 7B steps for GPUs that are not there, and hold them to their budgets"
 	@echo "make lint     lint and types only"
 	@echo "make format   rewrite the sources in the project's style"
 	@echo "make clean    remove the environments, the caches and the demo's run"
@@ -33,14 +34,33 @@ demo: .venv-notorch/stamp
 	    --data demo/tasks/test.jsonl --exact-match
 	.venv-notorch/bin/python scripts/generate.py --model $(DEMO)/export/merged --prompt $$'Question: type of (4, 2)\nAnswer:' --max-new-tokens 8
 
-test: lint test-full test-no-torch
+test: lint test-full test-no-torch test-aot test-cuda12 test-newest
 
 test-full: .venv/stamp
-	.venv/bin/python -m pytest -n 2 --ignore=tests/test_without_torch.py --jaxtyping-packages=$(TYPED),beartype.beartype
+	.venv/bin/python -m pytest -n 2 --ignore=tests/test_without_torch.py --ignore=tests/aot \
+	    --jaxtyping-packages=$(TYPED),beartype.beartype
 
 # The main paths where torch cannot be imported, because it is not installed.
 test-no-torch: .venv-notorch/stamp
 	.venv-notorch/bin/python -m pytest tests/test_without_torch.py
+
+# What needs no GPU to be known about one: kernels and whole steps are compiled to machine code, which is counted.
+test-aot: .venv-aot/stamp
+	AOT_REQUIRED=1 .venv-aot/bin/python -m pytest -n 2 tests/aot
+
+# The same kernels through the plugin for CUDA 12, whose compiler is another one.
+test-cuda12: .venv-cuda12/stamp
+	AOT_REQUIRED=1 .venv-cuda12/bin/python -m pytest tests/aot/test_kernels.py
+
+# The kernels with the newest JAX, which needs a newer Python than the oldest that is supported.
+test-newest:
+	@newest=$$(.ci/newest-python $(PYTHON)) || exit 1; \
+	if [ -z "$$newest" ]; then echo "test-newest: nothing to run, $(PYTHON) has the newest JAX or is the newest Python here"; \
+	else $(MAKE) --no-print-directory PYTHON="$$newest" test-kernels-newest; fi
+
+.PHONY: test-kernels-newest
+test-kernels-newest: .venv-newest/stamp
+	.venv-newest/bin/python -m pytest tests/kernels --jaxtyping-packages=$(TYPED),beartype.beartype
 
 lint: .venv/stamp
 	.venv/bin/ruff check .
@@ -52,12 +72,15 @@ format: .venv/stamp
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-notorch .cache .mypy_cache .pytest_cache .ruff_cache $(DEMO)
+	rm -rf .venv .venv-notorch .venv-aot .venv-cuda12 .venv-newest .cache .mypy_cache .pytest_cache .ruff_cache $(DEMO)
 
 .venv/stamp: PACKAGES = -e '.[test,dev]'
 .venv-notorch/stamp: PACKAGES = -e . pytest
+.venv-aot/stamp: PACKAGES = -e '.[aot]' pytest pytest-xdist
+.venv-cuda12/stamp: PACKAGES = -e . 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 pytest
+.venv-newest/stamp: PACKAGES = -e . pytest beartype
 
-.venv/stamp .venv-notorch/stamp: pyproject.toml $(PINS)
+.venv/stamp .venv-notorch/stamp .venv-aot/stamp .venv-cuda12/stamp .venv-newest/stamp: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
 	    f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.11")'
 	@echo "Setting up $(@D) with the versions in $(PINS); this takes some minutes the first time"

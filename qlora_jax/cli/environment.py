@@ -18,6 +18,7 @@ def prepare(*, deterministic: bool = False) -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every checkpoint there
+    _show_log()
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
@@ -28,6 +29,16 @@ def prepare(*, deterministic: bool = False) -> None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # Loading compiles fifty small programs of a tenth of a second each; JAX keeps those above 1 s only.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _show_log() -> None:
+    """Puts the package's own log, such as which kernels run, on standard error."""
+    log = logging.getLogger("qlora_jax")
+    if not log.handlers:
+        log.setLevel(logging.INFO)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
 
 
 def cache_folder() -> Path:

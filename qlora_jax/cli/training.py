@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlora_jax import kernels
 from qlora_jax.cli.samples import answer, exact_match, expected, shown_prompt
 from qlora_jax.data import Encoded, check_vocabulary, load_tokenizer
 from qlora_jax.generate import Generator
@@ -39,6 +40,11 @@ def train(config: Config) -> int:
 
     Everything that can be wrong with the input is checked before the run folder is written.
     """
+    with kernels.using(config.model.kernels):
+        return _train(config)
+
+
+def _train(config: Config) -> int:
     folder, start = check_run_folder(config), start_step(config)
     source = base_folder(config)
     geometry = read_config(source or Path(config.model.geometry))

@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
+from jax.extend import backend
 
-Request = Literal["auto", "pallas", "mosaic", "xla"]
-REQUESTS: tuple[str, ...] = get_args(Request)
+REQUESTS = ("auto", "pallas", "mosaic", "xla")
 VARIABLE = "QLORA_JAX_KERNELS"
+DTYPES = ("bfloat16", "float16", "float32")
 # Pallas' Triton backend emits instructions that cards before Ampere do not have.
 OLDEST = 80
 # JAX's names of devices that programs are compiled for without having one (jax.sharding.AbstractDevice).
@@ -52,7 +53,7 @@ class Choice:
 
 
 @contextmanager
-def using(request: Request) -> Iterator[None]:
+def using(request: str) -> Iterator[None]:
     """Chooses the kernels of everything that is traced inside, over the environment's choice.
 
     "auto" takes Pallas' Triton kernels on NVIDIA GPUs from compute capability 8.0 on, and XLA elsewhere.
@@ -72,22 +73,22 @@ def requested() -> str:
     return asked
 
 
-def chosen() -> Choice:
-    """The kernels for what is being traced now. Logged once for each choice.
+def chosen(dtype: str) -> Choice:
+    """The kernels for an operation of this dtype that is being traced now. Logged once for each choice.
 
     Raises:
       RuntimeError: a kernel was asked for by name, and cannot run here.
     """
-    choice = choose(requested(), capability(), has_triton=has_triton())
+    choice = choose(requested(), capability(), dtype, has_triton=has_triton())
     announce(choice)
     return choice
 
 
-def choose(request: str, capability: int | None, *, has_triton: bool) -> Choice:
+def choose(request: str, capability: int | None, dtype: str, *, has_triton: bool) -> Choice:
     """The rule behind `chosen`, as a function of what was asked for and what is there."""
     if request == "xla":
         return Choice("xla", capability, "asked for by name")
-    obstacle = _obstacle(request, capability, has_triton)
+    obstacle = _obstacle(request, capability, dtype, has_triton)
     if obstacle and request == "auto":
         return Choice("xla", capability, obstacle)
     if obstacle:
@@ -96,7 +97,7 @@ def choose(request: str, capability: int | None, *, has_triton: bool) -> Choice:
     return Choice(name, capability, "asked for by name" if request != "auto" else f"compute capability {capability}")
 
 
-def _obstacle(request: str, capability: int | None, has_triton: bool) -> str:
+def _obstacle(request: str, capability: int | None, dtype: str, has_triton: bool) -> str:
     """Why no kernel can run; empty if one can."""
     if capability is None:
         return f"JAX runs on {jax.default_backend()}, not on an NVIDIA GPU{_missing_plugin()}"
@@ -104,6 +105,8 @@ def _obstacle(request: str, capability: int | None, has_triton: bool) -> str:
         return f"compute capability {capability / 10} is below {OLDEST / 10} (NVIDIA Ampere)"
     if request != "mosaic" and not has_triton:
         return f"jax {jax.__version__} has no Pallas Triton backend (jax.experimental.pallas.triton)"
+    if dtype not in DTYPES:
+        return f"there is no kernel for {dtype}, only for {', '.join(DTYPES)}"
     return ""
 
 
@@ -124,14 +127,17 @@ def has_triton() -> bool:
 
 
 def capability() -> int | None:
-    """Compute capability of the device that is being traced for, ten times its number; None if no NVIDIA GPU."""
+    """CUDA compute capability of the device that is traced for, ten times its number; None if it is no NVIDIA GPU."""
     abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return _capability_of(abstract.device_kind) if abstract.platform in ("gpu", "cuda") else None
-    if jax.default_backend() != "gpu":
-        return None
-    reported = getattr(jax.devices()[0], "compute_capability", "")
-    return int(reported.replace(".", "")) if re.fullmatch(r"\d+\.\d", str(reported)) else None
+    if abstract is None:
+        return device_capability()
+    return _capability_of(abstract.device_kind) if abstract.platform in ("gpu", "cuda") else None
+
+
+def device_capability() -> int | None:
+    """The same of JAX's default device."""
+    number = str(getattr(backend.get_default_device(), "compute_capability", ""))
+    return int(number.replace(".", "")) if re.fullmatch(r"\d+\.\d", number) else None
 
 
 def _capability_of(kind: str) -> int | None:

@@ -31,9 +31,14 @@ class MatmulTiles:
     stages: int
     programs: int
 
-    def split(self, outputs: int, turns: int) -> int:
-        """Into how many parts to cut a K of `turns` turns, for so many tiles of outputs; two turns a part at least."""
-        return max(1, min(-(-self.programs // outputs), turns // 2))
+    def split(self, outputs: int, blocks: int, tokens: int) -> int:
+        """Into how many parts to cut a K of so many blocks, for so many tiles of outputs.
+
+        Two turns a part at least; and writing and reading the parts' float32 sums shall move no more bytes than the
+        weights are: 8 · tokens · split bytes for each output's K/2.
+        """
+        turns, affordable = blocks // self.blocks, 64 * blocks // (16 * tokens)
+        return max(1, min(-(-self.programs // outputs), turns // 2, affordable))
 
 
 @dataclasses.dataclass(frozen=True)

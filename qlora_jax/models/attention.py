@@ -2,46 +2,42 @@
 
 from typing import NamedTuple
 
-import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from qlora_jax.kernels.attention import attend
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.layers import Linear, RMSNorm, linear_group, subkey
 from qlora_jax.models.rope import rotate
 
 
-def attention_mask(
-    positions: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
-    key_positions: Int[Array, "B S"],
-    key_segments: Int[Array, "B S"],
-    window: Int[Array, ""],
-) -> Bool[Array, "B 1 T S"]:
-    """True where a query may see a key: the same document, not later, and within `window` tokens (0: no limit)."""
-    distance = positions[:, :, None] - key_positions[:, None, :]
-    near = (window == 0) | (distance < window)
-    same = segments[:, :, None] == key_segments[:, None, :]
-    return (same & (distance >= 0) & near)[:, None]
-
-
 class Context(NamedTuple):
-    """What every layer of one forward pass shares.
+    """What every layer of one forward pass shares. Keys are numbered by their place in the row, or by their cache slot.
 
     Attributes:
       rope: cos and sin of the tokens' positions.
-      positions, segments: int32 `[B, T]` of the tokens.
-      key_positions, key_segments: int32 `[B, S]` of what they may look at: themselves, or the cache's slots.
-      start: int32 scalar, the cache slot of the first token.
+      first: int32 `[B, T]`, the first key that a token may look at, windows aside.
+      start: which key the first token is: 0, or a traced int32 scalar where there is a cache.
     """
 
     rope: tuple[Array, Array]
-    positions: Int[Array, "B T"]
-    segments: Int[Array, "B T"]
-    key_positions: Int[Array, "B S"]
-    key_segments: Int[Array, "B S"]
-    start: Int[Array, ""]
+    first: Int[Array, "B T"]
+    start: int | Int[Array, ""]
+
+
+def document_starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Where in its row each token's document begins. A document is a run of one segment id."""
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    places = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    return lax.cummax(jnp.where(begins, places, 0), axis=1)
+
+
+def window_starts(context: Context, window: Int[Array, ""]) -> Int[Array, "B T"]:
+    """The first key that each token sees: of its document, and among the last `window` (0: no limit)."""
+    own = context.start + jnp.arange(context.first.shape[1], dtype=jnp.int32)
+    return jnp.where(window == 0, context.first, jnp.maximum(context.first, own - window + 1))
 
 
 class Attention(nnx.Module):
@@ -63,14 +59,14 @@ class Attention(nnx.Module):
             start = (0, context.start, 0, 0)
             k = lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), start)
             v = lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), start)
-        mask = attention_mask(context.positions, context.segments, context.key_positions, context.key_segments, window)
-        y = jax.nn.dot_product_attention(
+        y = attend(
             q,
             k.astype(q.dtype),
             v.astype(q.dtype),
-            mask=mask,
+            window_starts(context, window),
+            context.start,
             scale=self.config.head_dim**-0.5,
-            implementation="xla",
+            soft_cap=self.config.attention_soft_cap,
         )
         y = self.o_proj(y.reshape(*x.shape[:-1], -1), subkey(key, "o"))
         return y, (None if cache is None else (k, v))

@@ -20,6 +20,7 @@ class ModelConfig:
 
     Attributes:
       windows: for each layer, how many tokens back attention reaches; 0 for all of them.
+      attention_soft_cap: attention scores become `cap · tanh(score / cap)`; 0 for none.
       qk_norm: whether queries and keys are normalised per head before the rotation.
       max_position: longest sequence that the model was made for.
       initializer_range: standard deviation of random weights.
@@ -43,6 +44,7 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    attention_soft_cap: float = 0.0
     initializer_range: float = 0.02
 
     def __post_init__(self):

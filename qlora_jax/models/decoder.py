@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from qlora_jax.models.attention import Attention, Context
+from qlora_jax.models.attention import Attention, Context, document_starts
 from qlora_jax.models.cache import EMPTY, Cache
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.layers import MLP, Embedding, Frozen, Linear, RMSNorm, subkey
@@ -88,6 +88,7 @@ class Decoder(nnx.Module):
           tokens: int32 ids.
           positions: each token's place in its document; 0, 1, 2, … where None.
           segments: which document of its row a token belongs to; all one where None. No attention crosses documents.
+            The tokens of a document stand side by side.
           remat: "none", or a key of REMAT_POLICIES.
           key: turns adapter dropout on.
         """
@@ -95,17 +96,19 @@ class Decoder(nnx.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         if segments is None:
             segments = jnp.ones_like(tokens)
-        rope = rope_tables(self.config, positions)
-        context = Context(rope, positions, segments, positions, segments, jnp.int32(0))
+        context = Context(rope_tables(self.config, positions), document_starts(segments), 0)
         return self._run(tokens, context, None, remat, key)[0]
 
     def step(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Appends tokens to a cache and returns their normalised hidden states. A position of -1 marks padding."""
+        """Appends tokens to a cache and returns their normalised hidden states.
+
+        A position of -1 marks padding, which may only stand before a text's first token.
+        """
         slots = lax.dynamic_update_slice(cache.positions, positions, (0, cache.length))
-        filled, valid = (slots != EMPTY).astype(jnp.int32), (positions != EMPTY).astype(jnp.int32)
-        context = Context(rope_tables(self.config, positions), positions, valid, slots, filled, cache.length)
+        first = jnp.argmax(slots != EMPTY, axis=1, keepdims=True).astype(jnp.int32)
+        context = Context(rope_tables(self.config, positions), jnp.broadcast_to(first, positions.shape), cache.length)
         x, (k, v) = self._run(tokens, context, (cache.k, cache.v), "none", None)
         return x, Cache(k, v, slots, cache.length + tokens.shape[1])
 

@@ -76,6 +76,7 @@ class ModelSection(Section):
     weights: Literal["checkpoint", "random"] = option("checkpoint", "random needs no download")
     max_position: int | None = option(None, "longest sequence, instead of the model's own", AT_LEAST_ONE)
     dtype: Literal["bf16", "fp32", "fp16"] = option("bf16", "number format of the computation")
+    kernels: Literal["auto", "pallas", "mosaic", "xla"] = option("auto", "how NF4 weights are computed with on a GPU")
     geometry: str = option("", "a config.json for weights=random; relative to the config file's folder")
 
 

@@ -86,7 +86,7 @@ def decode_plain(codes: UInt8[Array, "rows bytes"], levels_ref, dtype) -> Float[
     return values.astype(dtype).reshape(codes.shape[0], -1)
 
 
-def fma(a: Float[Array, "*n"], b: Float[Array, "*n"], c: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def fma(a: Float[Array, "n m"], b: Float[Array, "n 1"], c: Float[Array, "n m"]) -> Float[Array, "n m"]:
     """Inside a kernel: a · b + c in one instruction, which Pallas' Triton backend never forms by itself."""
     return plt.elementwise_inline_asm(
         "fma.rn.f32 $0, $1, $2, $3;",

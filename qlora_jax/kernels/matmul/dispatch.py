@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from qlora_jax.kernels.backend import chosen
 from qlora_jax.kernels.dequantize import dequantize
-from qlora_jax.kernels.matmul import reference, triton
+from qlora_jax.kernels.matmul import reference
 from qlora_jax.kernels.tiles import MatmulTiles, tiles_for
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
@@ -35,9 +35,11 @@ def nf4_matmul_group(x: Float[Array, "*B K"], weights: Sequence[Weight]) -> list
 
 def _fused_tiles(x, layers: Sequence[NF4Layer]) -> MatmulTiles | None:
     """The fused kernel's sizes for these operands; None where dequantizing first is the way."""
-    choice = chosen()
+    choice = chosen(str(x.dtype))
     if choice.name != "triton":
         return None
+    from qlora_jax.kernels.matmul import triton  # where no kernel runs, Pallas is neither needed nor loaded
+
     tiles = tiles_for(choice.capability).for_tokens(math.prod(x.shape[:-1]))
     return tiles if tiles and triton.fits(layers, x.dtype, tiles) else None
 
@@ -74,6 +76,8 @@ def _held_back(x, layer: NF4Layer):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(tiles: MatmulTiles, x, layers: list[NF4Layer]):
+    from qlora_jax.kernels.matmul import triton
+
     def kernel(x, layers):
         flat = x.reshape(-1, x.shape[-1])
         return [y.reshape(*x.shape[:-1], -1) for y in triton.matmul(flat, layers, tiles)]

@@ -41,7 +41,7 @@ def matmul(
     blocks = layers[0].shape[1] // BLOCK
     turns = blocks // math.gcd(blocks, tiles.blocks)
     outputs_in_tiles = sum(pl.cdiv(layer.shape[0], tiles.rows) for layer in layers)
-    split = tiles.split(outputs_in_tiles, turns)
+    split = tiles.split(outputs_in_tiles, blocks, len(x))
     codebook = CODEBOOKS[layers[0].stack.codebook]
     arrays = (x, jnp.asarray(registers(codebook, x.dtype)), *map(operands, layers))
     outputs = [jax.ShapeDtypeStruct((split, len(x), layer.shape[0]), jnp.float32) for layer in layers]

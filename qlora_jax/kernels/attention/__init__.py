@@ -1,0 +1,3 @@
+from qlora_jax.kernels.attention.dispatch import attend
+
+__all__ = ["attend"]

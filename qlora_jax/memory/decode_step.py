@@ -1,0 +1,40 @@
+"""The step that generates one token, with shapes in place of arrays."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qlora_jax.io.build import abstract_model
+from qlora_jax.io.hf import read_config
+from qlora_jax.models.cache import empty_cache
+from qlora_jax.models.config import DTYPES
+from qlora_jax.models.decoder import Decoder
+from qlora_jax.train.config import Config
+from qlora_jax.train.setup import quantization
+
+
+def abstract_decode_step(config: Config, batch: int, slots: int) -> tuple[Any, tuple]:
+    """The jitted greedy step of the base model, and its abstract arguments (base, cache, tokens, positions).
+
+    Args:
+      batch: texts that are generated at once.
+      slots: tokens that the cache has room for, in each text.
+
+    Returns:
+      The step gives the next token ids, int32 `[B, 1]`, and the cache, which is updated in place.
+    """
+    geometry = read_config(Path(config.model.geometry))
+    dtype = DTYPES[config.model.dtype]
+    graphdef, base = nnx.split(abstract_model(geometry, dtype=dtype, quantization=quantization(config)))
+
+    def decode_step(base, cache, tokens, positions):
+        model: Decoder = nnx.merge(graphdef, base)
+        hidden, cache = model.step(tokens, positions, cache)
+        return jnp.argmax(model.logits(hidden), axis=-1), cache
+
+    cache = jax.eval_shape(lambda: empty_cache(geometry, batch, slots, dtype))
+    ids = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
+    return jax.jit(decode_step, donate_argnames="cache"), (base, cache, ids, ids)

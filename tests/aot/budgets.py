@@ -1,0 +1,182 @@
+"""The one table of what compiled code may cost. A kernel or a step is a row; `make test-aot` prints what each takes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qlora_jax import kernels
+from qlora_jax.kernels.tiles import tiles_for
+from qlora_jax.memory.decode_step import abstract_decode_step
+from qlora_jax.memory.targets import GPUS
+from qlora_jax.memory.train_step import abstract_train_step
+from qlora_jax.nf4 import NF4Layer, NF4Tensor
+from qlora_jax.nf4.tensor import packed_shapes
+from qlora_jax.train.config import Config, load_config
+from tests.aot.sass import Kernel
+
+ALL = ("h200", "a100", "rtx4090", "rtx3090")
+TRITON, MOSAIC = "__gpu$xla.gpu.triton", "mosaic_gpu_v2"
+# A jitted function and its abstract arguments.
+Program = tuple[Any, tuple]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelBudget:
+    """A kernel at one shape.
+
+    Attributes:
+      title: what the table calls it.
+      name: of the function on the GPU, as the kernel's `name=` gives it.
+      build: makes the program that calls it.
+      weights: of a GPU: decoded by one thread in one turn of the hot loop, or in all if the kernel has no loop.
+      sass: most instructions of the hot loop (or of the whole kernel) per weight.
+      call: what XLA's module calls it by.
+    """
+
+    title: str
+    name: str
+    build: Callable[[], Program]
+    weights: Callable[[str], float]
+    sass: float
+    gpus: tuple[str, ...] = ALL
+    call: str = TRITON
+
+    def instructions_per_weight(self, kernel: Kernel, gpu: str) -> float:
+        return len(kernel.hot) / self.weights(gpu)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepBudget:
+    """A whole step, as one minor version of JAX compiles it: their temporaries differ by up to 20 %.
+
+    Attributes:
+      temporaries: most megabytes (10⁶ bytes) of temporary device memory, by GPU.
+      spilling: GPUs for which a kernel of XLA's own spills, so that spills cannot be forbidden; the row says which.
+    """
+
+    name: str
+    jax: str
+    build: Callable[[], Program]
+    temporaries: dict[str, float]
+    spilling: frozenset[str] = frozenset()
+
+
+def config_7b() -> Config:
+    return load_config(Path(__file__).parents[2] / "configs" / "7b.py", ["--config.model.weights=random"])
+
+
+def train_step() -> Program:
+    """1 x 512 tokens, rank 8 on the query and value projections."""
+    return abstract_train_step(config_7b())
+
+
+def decode_step() -> Program:
+    """One text, a cache of 1,024 tokens."""
+    return abstract_decode_step(config_7b(), batch=1, slots=1024)
+
+
+# One line per kernel and shape, such as
+#   KernelBudget(name="nf4_dequantize", build=dequantize_4096, weights=32, sass=9),
+def stack(n: int = 4096, k: int = 4096, dtype: str = "bfloat16") -> NF4Tensor:
+    return packed_shapes((n, k), dtype, double=True, stack=(32,))
+
+
+INDEX = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def dequantize(dtype: str) -> Program:
+    """One layer of a stack, in the dtype that its weights had."""
+    return jax.jit(lambda stack, index: kernels.dequantize(NF4Layer(stack, index))), (stack(dtype=dtype), INDEX)
+
+
+def matmul(tokens: int, dtype: str = "bfloat16", rows: tuple[int, ...] = (4096,)) -> Program:
+    """`tokens` rows of x with weights of so many rows, in one launch."""
+
+    @jax.jit
+    def function(x, stacks, index):
+        return kernels.nf4_matmul_group(x, [NF4Layer(stack, index) for stack in stacks])
+
+    return function, (jax.ShapeDtypeStruct((tokens, 4096), jnp.dtype(dtype)), [stack(n) for n in rows], INDEX)
+
+
+def dequantized_by_a_thread(gpu: str) -> float:
+    tiles = tiles_for(10 * GPUS[gpu].capability[0] + GPUS[gpu].capability[1]).dequantize
+    return tiles.elements / tiles.warps / 32
+
+
+def decoded_in_a_turn(tokens: int) -> Callable[[str], float]:
+    """Weights that a thread of the fused kernel decodes in one turn of its loop, by GPU."""
+
+    def weights(gpu: str) -> float:
+        tiles = tiles_for(10 * GPUS[gpu].capability[0] + GPUS[gpu].capability[1]).for_tokens(tokens)
+        assert tiles
+        return tiles.rows * 64 * tiles.blocks / tiles.warps / 32
+
+    return weights
+
+
+def dequantize_row(dtype: str) -> KernelBudget:
+    return KernelBudget(
+        title=f"dequantize to {dtype}",
+        name="nf4_dequantize",
+        build=functools.partial(dequantize, dtype),
+        weights=dequantized_by_a_thread,
+        sass=9,
+    )
+
+
+def matmul_row(tokens: int, sass: float, **options: Any) -> KernelBudget:
+    return KernelBudget(
+        title=f"fused matmul, {tokens} rows of x" + "".join(f", {value}" for value in options.values()),
+        name="nf4_matmul",
+        build=functools.partial(matmul, tokens, **options),
+        weights=decoded_in_a_turn(tokens),
+        sass=sass,
+    )
+
+
+KERNELS: tuple[KernelBudget, ...] = (
+    *map(dequantize_row, ("bfloat16", "float16", "float32")),
+    matmul_row(1, 5),
+    matmul_row(1, 5, dtype="float16"),
+    matmul_row(1, 5, rows=(4096, 1024, 1024)),  # query, key and value projections of grouped attention
+    matmul_row(16, 6),
+    matmul_row(32, 7),
+    matmul_row(64, 10),
+)
+
+# What was measured, and 2 % more. Where the train step spills, it is the gradient of attention's softmax, a fusion
+# that XLA makes over rows of 512 scores.
+STEPS = (
+    StepBudget(
+        name="7b train step",
+        jax="0.10",
+        build=train_step,
+        temporaries={"h200": 465.5, "a100": 465.2, "rtx4090": 462.3, "rtx3090": 465.3},
+        spilling=frozenset({"a100", "rtx3090"}),
+    ),
+    StepBudget(
+        name="7b train step",
+        jax="0.12",
+        build=train_step,
+        temporaries={"h200": 539.9, "a100": 462.2, "rtx4090": 462.3, "rtx3090": 462.3},
+        spilling=frozenset({"h200", "a100", "rtx3090"}),
+    ),
+    StepBudget(
+        name="7b decode step",
+        jax="0.10",
+        build=decode_step,
+        temporaries={"h200": 677.4, "a100": 665.6, "rtx4090": 665.6, "rtx3090": 665.6},
+    ),
+    StepBudget(
+        name="7b decode step",
+        jax="0.12",
+        build=decode_step,
+        temporaries={"h200": 781.5, "a100": 665.6, "rtx4090": 665.6, "rtx3090": 665.6},
+    ),
+)
