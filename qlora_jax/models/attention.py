@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.kernels.attention import attend
+from qlora_jax.models.cache import LayerCache
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.layers import Linear, RMSNorm, linear_group, subkey
 from qlora_jax.models.rope import rotate
@@ -52,24 +53,23 @@ class Attention(nnx.Module):
         self.q_norm: RMSNorm | None = q_norm
         self.k_norm: RMSNorm | None = k_norm
 
-    def __call__(self, x: Float[Array, "B T D"], context: Context, window, cache=None, key=None):
-        """Returns the output `[B, T, D]` and the layer's new (k, v) `[B, S, K, H]` where there is a cache."""
+    def __call__(self, x: Float[Array, "B T D"], context: Context, window, cache: LayerCache | None = None, key=None):
+        """Returns the output `[B, T, D]` and the cache with these tokens in it, None where there is none."""
         q, k, v = self._project(x, context, key)
         if cache is not None:
-            start = (0, context.start, 0, 0)
-            k = lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), start)
-            v = lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), start)
+            cache = cache.append(k, v, context.start)
+            k, v = cache.read(q.dtype)
         y = attend(
             q,
-            k.astype(q.dtype),
-            v.astype(q.dtype),
+            k,
+            v,
             window_starts(context, window),
             context.start,
             scale=self.config.head_dim**-0.5,
             soft_cap=self.config.attention_soft_cap,
         )
         y = self.o_proj(y.reshape(*x.shape[:-1], -1), subkey(key, "o"))
-        return y, (None if cache is None else (k, v))
+        return y, cache
 
     def _project(self, x, context: Context, key):
         projections = [self.q_proj, self.k_proj, self.v_proj]

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.models.attention import Attention, Context, document_starts
-from qlora_jax.models.cache import EMPTY, Cache
+from qlora_jax.models.cache import EMPTY, Cache, LayerCache
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.layers import MLP, Embedding, Frozen, Linear, RMSNorm, subkey
 from qlora_jax.models.parameters import STACK, parameter_specs
@@ -41,8 +41,8 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = norm("post_attention_layernorm")
         self.mlp = MLP(*(linear(f"mlp.{p}_proj") for p in ("gate", "up", "down")))
 
-    def __call__(self, x: Float[Array, "B T D"], context: Context, window, cache=None, key=None):
-        """Returns the new x and the layer's new (k, v), None without a cache."""
+    def __call__(self, x: Float[Array, "B T D"], context: Context, window, cache: LayerCache | None = None, key=None):
+        """Returns the new x and the cache with these tokens in it, None without one."""
         with jax.named_scope("attention"):
             y, cache = self.self_attn(self.input_layernorm(x), context, window, cache, subkey(key, "attention"))
             x += y
@@ -133,13 +133,15 @@ class Decoder(nnx.Module):
         indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
 
-        def body(x, xs):
-            sliced, index, window, cache, key = xs
-            return nnx.merge(graphdef, layer_at(sliced, index))(x, context, window, cache, key)
+        def body(carry, xs):
+            (x, stacks), (sliced, index, window, key) = carry, xs
+            cache = None if stacks is None else LayerCache(stacks[0], stacks[1], index)
+            x, cache = nnx.merge(graphdef, layer_at(sliced, index))(x, context, window, cache, key)
+            return (x, None if cache is None else (cache.k, cache.v)), None
 
         if remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        x, cache = lax.scan(body, x, (sliced, indices, windows, cache, keys))
+        (x, cache), _ = lax.scan(body, (x, cache), (sliced, indices, windows, keys))
         return self.norm(x), cache
 
 
