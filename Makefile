@@ -50,7 +50,7 @@ test-aot: .venv-aot/stamp
 
 # The same kernels through the plugin for CUDA 12, whose compiler is another one.
 test-cuda12: .venv-cuda12/stamp
-	AOT_REQUIRED=1 .venv-cuda12/bin/python -m pytest tests/aot/test_kernels.py
+	AOT_REQUIRED=1 .venv-cuda12/bin/python -m pytest tests/aot/test_kernels.py tests/aot/test_compiling.py
 
 # The kernels with the newest JAX, which needs a newer Python than the oldest that is supported.
 test-newest:
