@@ -4,7 +4,6 @@ A kernel that this device cannot run raises NotHere; its row then says so.
 """
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from unittest import mock
 
@@ -12,11 +11,13 @@ import jax.numpy as jnp
 
 from qlora_jax import kernels
 from qlora_jax.kernels import backend
+from qlora_jax.kernels.attention import dispatch
 from qlora_jax.kernels.matmul import triton
 from qlora_jax.kernels.tiles import MatmulTiles, tiles_for
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
 IMPLEMENTATIONS = ("auto", "pallas", "mosaic", "xla")
+ATTENTION = dispatch.IMPLEMENTATIONS
 # Beyond so many of its own tiles the fused kernel is not tried: it reads the weights once for each of them.
 MOST_TILES = 4
 
@@ -86,17 +87,8 @@ def group(x, weights: list):
         return kernels.nf4_matmul_group(x, weights)
 
 
-def attention_variants() -> tuple[str, ...]:
-    """The implementations of attention that the model can run; empty where there is only one."""
-    try:
-        return importlib.import_module("qlora_jax.kernels.attention").IMPLEMENTATIONS
-    except (ImportError, AttributeError):
-        return ()
-
-
 @contextlib.contextmanager
 def attention(name: str) -> Iterator[None]:
     """A context in which every attention that is traced is implementation `name`, whatever the model would choose."""
-    dispatch = importlib.import_module("qlora_jax.kernels.attention.dispatch")
     with mock.patch.object(dispatch, "choose", lambda *_, **__: name):
         yield

@@ -150,10 +150,7 @@ def run_forward(context: Context) -> None:
 
 def run_attention(context: Context) -> None:
     """The main step with each attention that the model offers; speed alone, for the peak is of all these programs."""
-    variants = api.attention_variants()
-    if not variants:
-        context.missing(f"{train_name(QLORA)}, attention variants", "tokens/s", "not measured: there is only one")
-    for variant in variants:
+    for variant in api.ATTENTION:
         name = train_name(f"{QLORA}, {variant} attention")
         if context.late(name, "tokens/s", LEAST):
             continue
