@@ -14,8 +14,8 @@ EMPTY = -1
 class Cache(NamedTuple):
     """Keys and values of the tokens seen so far, for every layer.
 
-    Attention multiplies both as they lie: heads are batches of matrices, and what is summed over, the head's elements of
-    k and the slots of v, stands last. In another order XLA transposes the whole cache for every token.
+    Attention multiplies both as they lie: heads are batches of matrices, and what is summed over, the head's elements
+    of k and the slots of v, stands last. In another order XLA transposes the whole cache for every token.
 
     Attributes:
       k: `[L, B, K, S, H]`. v: `[L, B, K, H, S]`.
