@@ -1,0 +1,207 @@
+"""What a train step needs on the device, by arithmetic on shapes: no GPU, no compiler, a second or two.
+
+What lies there between steps is counted from the very shapes that the step is compiled with, so it is exact. What the
+backward pass keeps is counted from JAX's own trace of it. Only the working memory inside one layer and inside the loss
+is a formula; its coefficients were fitted to XLA's buffer assignment, and tests hold the sum to 10 % of the compiler's.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from qlora_jax.memory.train_step import AbstractState, abstract_batch, abstract_state, dropout_key
+from qlora_jax.models.config import DTYPES, ModelConfig
+from qlora_jax.models.decoder import Decoder
+from qlora_jax.nf4 import NF4Tensor
+from qlora_jax.train.config import Config
+
+# In units of one token's MLP row [F] and hidden row [D] in the computation's dtype: what of them is alive at once in a
+# layer's backward pass, measured over batches and lengths of 7B and 8B.
+MLP_ROWS, HIDDEN_ROWS = 6, 4
+# Chunks of float32 logits alive at once: scores, their exponentials, and two 16-bit copies of the gradient.
+LOGITS_COPIES = 3
+# Weights of the MLP's size alive at once in a layer: unpacked by a kernel, or copied out of a 16-bit stack by the scan.
+UNPACKED_WEIGHTS, SLICED_WEIGHTS = 1, 2
+# A layer's adapters in 16 bits and their gradients.
+ADAPTER_COPIES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """Bytes on the device during one train step.
+
+    Attributes:
+      codes, scales: of the weights in 4 or 8 bits, whichever they are.
+      weights: projections in 16 or 32 bits, and biases.
+      embeddings: token embedding and output layer, where they are not packed.
+      norms: of the layers and the last one.
+      adapters: A, B and their scales.
+      optimizer: its state. batch: the tokens of one optimizer step, and the dropout key.
+      gradients: the sum over microbatches and one microbatch's.
+      activations: what the forward pass keeps for the backward pass.
+      layer: working memory in the backward pass of one layer. logits: working memory of the loss.
+    """
+
+    codes: int = 0
+    scales: int = 0
+    weights: int = 0
+    embeddings: int = 0
+    norms: int = 0
+    adapters: int = 0
+    optimizer: int = 0
+    batch: int = 0
+    gradients: int = 0
+    activations: int = 0
+    layer: int = 0
+    logits: int = 0
+
+    @property
+    def arguments(self) -> int:
+        """What is there between steps: exactly the compiled step's `arguments`."""
+        base = self.codes + self.scales + self.weights + self.embeddings + self.norms
+        return base + self.adapters + self.optimizer + self.batch
+
+    @property
+    def largest_temporary(self) -> int:
+        """Working memory at the peak. The loss comes before the microbatch's gradients do, and has their room."""
+        return max(self.layer, self.logits - self.gradients // 2, 0)
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.gradients + self.activations + self.largest_temporary
+
+    def parts(self) -> dict[str, int]:
+        """Parts that add up to the peak, by name."""
+        parts = dataclasses.asdict(self)
+        del parts["layer"], parts["logits"]
+        return {**parts, "largest_temporary": self.largest_temporary}
+
+
+def plan(config: Config, geometry: ModelConfig) -> Breakdown:
+    """The bytes of one train step of `config` on a model of this geometry.
+
+    Raises:
+      ValueError: an adapter target that matches nothing.
+    """
+    return Planner(config, geometry).at(config.train.batch_size, config.train.seq_len)
+
+
+class Planner:
+    """`plan` for several batches and lengths of one configuration: what does not depend on them is counted once."""
+
+    def __init__(self, config: Config, geometry: ModelConfig):
+        self.config, self.geometry = config, geometry
+        self.itemsize = np.dtype(DTYPES[config.model.dtype]).itemsize
+        self._state = abstract_state(config, geometry)
+        self._fixed = _fixed(self._state)
+        self._residuals = functools.cache(self._row_residuals)
+
+    def at(self, batch_size: int, seq_len: int) -> Breakdown:
+        """The breakdown with these in place of the configuration's own `train.batch_size` and `train.seq_len`."""
+        config = self._resized(batch_size, seq_len)
+        in_layers, after_layers = self._residuals(seq_len)
+        return Breakdown(
+            **self._fixed,
+            batch=tree_bytes((abstract_batch(config), dropout_key(config))),
+            gradients=2 * tree_bytes(self._state.parts.adapters),
+            activations=batch_size * in_layers,
+            layer=self._layer(batch_size * seq_len),
+            logits=self._logits(batch_size * seq_len) + batch_size * after_layers,
+        )
+
+    def _resized(self, batch_size: int, seq_len: int) -> Config:
+        section = dataclasses.replace(self.config.train, batch_size=batch_size, seq_len=seq_len)
+        return dataclasses.replace(self.config, train=section)
+
+    def _row_residuals(self, seq_len: int) -> tuple[int, int]:
+        return residual_bytes(self._resized(1, seq_len), self._state, self.geometry.num_layers)
+
+    def _layer(self, tokens: int) -> int:
+        """Working memory of one layer's backward pass: rows of every token, its weights, its adapters' gradients."""
+        width, inner = self.geometry.hidden_size, self.geometry.intermediate_size
+        copies = UNPACKED_WEIGHTS if self.config.method == "qlora" else SLICED_WEIGHTS
+        values = tokens * (MLP_ROWS * inner + HIDDEN_ROWS * width) + copies * inner * width
+        adapters = ADAPTER_COPIES * self._fixed.get("adapters", 0) // self.geometry.num_layers
+        return values * self.itemsize + adapters
+
+    def _logits(self, tokens: int) -> int:
+        """Working memory of the loss: one chunk's logits, or fewer of them and the output layer unpacked for them."""
+        chunk = 4 * self.geometry.vocab_size * min(self.config.train.loss_chunk, tokens)
+        unpacked = self.geometry.vocab_size * self.geometry.hidden_size * self.itemsize
+        head = self._state.parts.base.get("lm_head", {})
+        packed = any(map(_is_packed, jax.tree.leaves(head, is_leaf=_is_packed)))
+        return max(LOGITS_COPIES * chunk, chunk + unpacked if packed else 0)
+
+
+def nbytes(leaf: Any) -> int:
+    """Bytes of an array or its shape; a key is counted as what it is made of."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def tree_bytes(tree: Any) -> int:
+    return sum(map(nbytes, jax.tree.leaves(tree)))
+
+
+def _fixed(state: AbstractState) -> dict[str, int]:
+    """Bytes of base, adapters and optimizer, by the names of Breakdown."""
+    sums: collections.Counter[str] = collections.Counter(optimizer=tree_bytes(state.opt_state))
+    leaves = jax.tree_util.tree_leaves_with_path((state.parts.adapters, state.parts.base), is_leaf=_is_packed)
+    for path, leaf in leaves:
+        if _is_packed(leaf):
+            sums["codes"] += nbytes(leaf.codes)
+            sums["scales"] += leaf.nbytes - nbytes(leaf.codes)
+        else:
+            sums[_kind(jax.tree_util.keystr(path))] += nbytes(leaf)
+    return dict(sums)
+
+
+def _is_packed(leaf: Any) -> bool:
+    return isinstance(leaf, NF4Tensor)
+
+
+def _kind(path: str) -> str:
+    if "'lora'" in path:
+        return "adapters"
+    if "embed_tokens" in path or "lm_head" in path:
+        return "embeddings"
+    return "norms" if "norm" in path else "weights"
+
+
+def residual_bytes(config: Config, state: AbstractState, layers: int) -> tuple[int, int]:
+    """What JAX hands from the forward to the backward pass of one microbatch, without what is there anyway.
+
+    Returns:
+      The bytes that are kept for every layer, and the rest, which only the loss and the last norm need.
+    """
+    parts = state.parts
+    microbatch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), abstract_batch(config))
+
+    def backward(adapters, base, batch, key):
+        def hidden(adapters):
+            model: Decoder = nnx.merge(parts.graphdef, adapters, base)
+            return model.hidden(batch.tokens, batch.positions, batch.segment_ids, remat=config.train.remat, key=key)
+
+        return jax.vjp(hidden, adapters)[1]
+
+    inputs = (parts.adapters, parts.base, microbatch, dropout_key(config))
+    kept = _counted(jax.eval_shape(backward, *inputs)) - _counted(inputs)
+    stacked = {leaf: count for leaf, count in kept.items() if leaf[0][:1] == (layers,)}
+    return _sum(stacked), _sum(kept) - _sum(stacked)
+
+
+def _counted(tree: Any) -> collections.Counter[tuple[tuple[int, ...], Any]]:
+    """How many leaves of each shape and dtype a tree has."""
+    return collections.Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree))
+
+
+def _sum(counts: Mapping[tuple[tuple[int, ...], Any], int]) -> int:
+    return sum(count * nbytes(jax.ShapeDtypeStruct(*leaf)) for leaf, count in counts.items())
