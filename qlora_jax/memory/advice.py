@@ -22,12 +22,13 @@ class Change:
     Attributes:
       overrides: as a command line takes them, without `--config.`: `("train.remat=full",)`.
       saves: bytes of the peak, if nothing else changes.
-      peak: bytes that are then left.
+      peak: bytes with this change alone. peak_together: with this and all before it.
     """
 
     overrides: tuple[str, ...]
     saves: int
     peak: int
+    peak_together: int
 
 
 def changes(config: Config, geometry: ModelConfig) -> list[Change]:
@@ -37,22 +38,16 @@ def changes(config: Config, geometry: ModelConfig) -> list[Change]:
     what changes the training itself. Changes that save nothing are left out.
     """
     before = plan(config, geometry).peak
-    found = []
+    found: list[Change] = []
+    so_far: dict[str, str] = {}
     for overrides in candidates(config):
         peak = plan(changed(config, overrides), geometry).peak
         if peak < before:
-            found.append(Change(overrides, before - peak, peak))
+            # Of two values for one field, the first stays.
+            so_far = dict(override.split("=") for override in overrides) | so_far
+            both = plan(changed(config, tuple("=".join(pair) for pair in so_far.items())), geometry).peak
+            found.append(Change(overrides, before - peak, peak, both))
     return found
-
-
-def together(config: Config, geometry: ModelConfig, found: list[Change]) -> int:
-    """The peak with all changes at once; where several set one field, the first does."""
-    merged: dict[str, str] = {}
-    for change in found:
-        for override in change.overrides:
-            name, _, value = override.partition("=")
-            merged.setdefault(name, value)
-    return plan(changed(config, tuple(f"{name}={value}" for name, value in merged.items())), geometry).peak
 
 
 def changed(config: Config, overrides: tuple[str, ...]) -> Config:

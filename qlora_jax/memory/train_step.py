@@ -12,6 +12,7 @@ from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.config import DTYPES, ModelConfig
+from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.layers import Frozen
 from qlora_jax.train.config import Config
 from qlora_jax.train.optimizer import adamw, learning_rate
@@ -38,19 +39,17 @@ class AbstractState(NamedTuple):
 def abstract_state(config: Config, geometry: ModelConfig) -> AbstractState:
     """Base, adapters and optimizer state of `config` for a model of this geometry; nothing is allocated."""
     kind = nnx.Param if config.method == "full" else Frozen
-    model = abstract_model(
-        geometry, dtype=DTYPES[config.model.dtype], quantization=quantization(config), kind=kind
-    )
+    model = abstract_model(geometry, dtype=DTYPES[config.model.dtype], quantization=quantization(config), kind=kind)
     parts = split_model(model) if config.method == "full" else _with_adapters(model, config)
     optimizer = masked_optimizer(adamw(config.optim, learning_rate(config.optim, STEPS)), parts)
     return AbstractState(parts, optimizer, jax.eval_shape(optimizer.init, (parts.adapters, parts.base)))
 
 
-def _with_adapters(model: nnx.Module, config: Config) -> Parts:
+def _with_adapters(model: Decoder, config: Config) -> Parts:
     graphdef, base = nnx.split(model)
 
     def adapt(base):
-        adapted = nnx.merge(graphdef, base)
+        adapted: Decoder = nnx.merge(graphdef, base)
         add_adapters(adapted, lora_config(config), jax.random.key(config.seed))
         return split_model(adapted)
 
