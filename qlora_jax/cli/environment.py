@@ -37,12 +37,16 @@ def prepare(*, deterministic: bool = False) -> None:
 def planning() -> Iterator[None]:
     """Runs JAX on the CPU, whatever there is, and keeps its CUDA plugin for compiling only.
 
-    Two reports are held back: the plugin's page of traceback about CUDA libraries that a plan does not need, and which
-    kernels the CPU, on which shapes are traced, would run.
+    Three reports are held back: the plugin's page of traceback about CUDA libraries that a plan does not need, which
+    kernels the CPU, on which shapes are traced, would run, and XLA's that a program is too large for the card, which is
+    what the plan says itself.
     """
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+    log_level = os.environ["TF_CPP_MIN_LOG_LEVEL"]  # JAX sets one; the plugin reads it when it is loaded
+    if log_level == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     loggers = [logging.getLogger(name) for name in ("jax._src.xla_bridge", "qlora_jax.kernels")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -52,6 +56,7 @@ def planning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = log_level
 
 
 def _show_log() -> None:
