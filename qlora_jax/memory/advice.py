@@ -92,7 +92,7 @@ def largest_batch(planner: Planner, budget: int) -> int:
 def longest_sequence(planner: Planner, budget: int) -> int:
     """The longest `train.seq_len` within `budget` bytes and the model's positions, a multiple of 64 but for that end.
 
-    0 where 64 tokens are too much.
+    The configuration's own length counts where it fits. 0 where not even 64 tokens do.
     """
     limit = planner.config.model.max_position or planner.geometry.max_position
     rows = planner.config.train.batch_size
@@ -100,8 +100,12 @@ def longest_sequence(planner: Planner, budget: int) -> int:
     def length(units: int) -> int:
         return min(units * LENGTH_STEP, limit)
 
-    units = largest(lambda n: planner.at(rows, length(n)).peak, budget, -(-limit // LENGTH_STEP))
-    return length(units)
+    def peak(tokens: int) -> int:
+        return planner.at(rows, tokens).peak
+
+    own = planner.config.train.seq_len
+    units = largest(lambda n: peak(length(n)), budget, -(-limit // LENGTH_STEP))
+    return max(length(units), own if peak(own) <= budget else 0)
 
 
 def largest(measure: Callable[[int], int], budget: int, most: int) -> int:

@@ -7,7 +7,6 @@ is a formula; its coefficients were fitted to XLA's buffer assignment, and tests
 
 import collections
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from qlora_jax.memory.train_step import AbstractState, abstract_batch, abstract_
 from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.nf4 import NF4Tensor
-from qlora_jax.train.config import Config
+from qlora_jax.train.config import Config, DataSection, OptimSection
 
 # In units of one token's MLP row [F] and hidden row [D] in the computation's dtype: what of them is alive at once in a
 # layer's backward pass, measured over batches and lengths of 7B and 8B.
@@ -31,6 +30,8 @@ LOGITS_COPIES = 3
 UNPACKED_WEIGHTS, SLICED_WEIGHTS = 1, 2
 # A layer's adapters in 16 bits and their gradients.
 ADAPTER_COPIES = 3
+# A trace takes a third of a second, and advice on one configuration asks for dozens.
+_TRACED: dict[str, tuple[int, int]] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,12 +102,11 @@ class Planner:
         self.itemsize = np.dtype(DTYPES[config.model.dtype]).itemsize
         self._state = abstract_state(config, geometry)
         self._fixed = _fixed(self._state)
-        self._residuals = functools.cache(self._row_residuals)
 
     def at(self, batch_size: int, seq_len: int) -> Breakdown:
         """The breakdown with these in place of the configuration's own `train.batch_size` and `train.seq_len`."""
         config = self._resized(batch_size, seq_len)
-        in_layers, after_layers = self._residuals(seq_len)
+        in_layers, after_layers = self._row_residuals(seq_len)
         return Breakdown(
             **self._fixed,
             batch=tree_bytes((abstract_batch(config), dropout_key(config))),
@@ -121,7 +121,14 @@ class Planner:
         return dataclasses.replace(self.config, train=section)
 
     def _row_residuals(self, seq_len: int) -> tuple[int, int]:
-        return residual_bytes(self._resized(1, seq_len), self._state, self.geometry.num_layers)
+        """`residual_bytes` of one row, traced once for all configurations that do not differ in it."""
+        one_row = dataclasses.replace(self.config.train, batch_size=1, grad_accum=1, seq_len=seq_len, loss_chunk=1)
+        elsewhere = dict(optim=OptimSection(), data=DataSection(), seed=0, output_dir="")
+        config = dataclasses.replace(self.config, train=one_row, **elsewhere)
+        key = repr((config, self.geometry))
+        if key not in _TRACED:
+            _TRACED[key] = residual_bytes(config, self._state, self.geometry.num_layers)
+        return _TRACED[key]
 
     def _layer(self, tokens: int) -> int:
         """Working memory of one layer's backward pass: rows of every token, its weights, its adapters' gradients."""
