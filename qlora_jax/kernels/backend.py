@@ -80,9 +80,14 @@ def chosen(dtype: str) -> Choice:
     Raises:
       RuntimeError: a kernel was asked for by name, and cannot run here.
     """
-    choice = choose(requested(), capability(), dtype, has_triton=has_triton())
+    choice = available(dtype)
     announce(choice)
     return choice
+
+
+def available(dtype: str) -> Choice:
+    """`chosen` without a word in the log: a command checks what was asked for before it begins."""
+    return choose(requested(), capability(), dtype, has_triton=has_triton())
 
 
 def choose(request: str, capability: int | None, dtype: str, *, has_triton: bool) -> Choice:

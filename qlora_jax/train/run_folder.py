@@ -18,6 +18,7 @@ CHECKPOINTS = "checkpoints"
 MAY_CHANGE = {
     "output_dir",
     "data.samples",
+    "model.kernels",
     "train.steps",
     "train.epochs",
     "train.remat",
