@@ -26,7 +26,9 @@ def abstract_train_step(config: Config) -> tuple[Any, tuple]:
     optimizer = masked_optimizer(adamw(config.optim, learning_rate(config.optim, 1000)), parts)
     state = jax.eval_shape(optimizer.init, (parts.adapters, parts.base))
     section = config.train
-    step = make_train_step(parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk)
+    step = make_train_step(
+        parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk, mlp_chunk=section.mlp_chunk
+    )
     shape = (section.grad_accum, section.batch_size, section.seq_len)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = TensorBatch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_))
