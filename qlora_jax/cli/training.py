@@ -16,7 +16,7 @@ from qlora_jax.io.hf import read_config
 from qlora_jax.io.peft import write_adapter
 from qlora_jax.io.save import write_model
 from qlora_jax.models.adapters import adapter_count
-from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.parameters import count_parameters
 from qlora_jax.train.config import Config
 from qlora_jax.train.dataset import Dataset, prepare, random_tokens
@@ -42,6 +42,7 @@ def train(config: Config) -> int:
     Everything that can be wrong with the input is checked before the run folder is written.
     """
     with kernels.using(config.model.kernels):
+        kernels.available(DTYPES[config.model.dtype])
         return _train(config)
 
 

@@ -75,5 +75,7 @@ def abstract_train_step(config: Config) -> tuple[Any, tuple]:
     """The jitted step and its abstract arguments (adapters, optimizer state, base, batch, key) for `config`."""
     parts, optimizer, opt_state = abstract_state(config, read_config(Path(config.model.geometry)))
     section = config.train
-    step = make_train_step(parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk)
+    step = make_train_step(
+        parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk, mlp_chunk=section.mlp_chunk
+    )
     return step, (parts.adapters, opt_state, parts.base, abstract_batch(config), dropout_key(config))

@@ -18,10 +18,12 @@ CHECKPOINTS = "checkpoints"
 MAY_CHANGE = {
     "output_dir",
     "data.samples",
+    "model.kernels",
     "train.steps",
     "train.epochs",
     "train.remat",
     "train.loss_chunk",
+    "train.mlp_chunk",
     "train.save_every",
     "train.eval_every",
     "train.eval_rows",

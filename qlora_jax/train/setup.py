@@ -111,6 +111,8 @@ def make_trainer(config: Config, folder: Path | None, steps: int) -> Trainer:
         targets=targets,
         opt_state=optimizer.init((parts.adapters, parts.base)),
         schedule=schedule,
-        train_step=make_train_step(parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk),
+        train_step=make_train_step(
+            parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk, mlp_chunk=section.mlp_chunk
+        ),
         eval_step=make_eval_step(parts.graphdef, loss_chunk=section.loss_chunk),
     )

@@ -53,7 +53,7 @@ def masked_optimizer(tx: optax.GradientTransformation, parts: Parts) -> optax.Gr
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, *, remat: str, loss_chunk: int
+    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, *, remat: str, loss_chunk: int, mlp_chunk: int = 0
 ) -> jax.stages.Wrapped:
     """The jitted `train_step(adapters, opt_state, base, batch, key) -> (adapters, opt_state, metrics)`.
 
@@ -65,7 +65,9 @@ def make_train_step(
 
     def loss(adapters, base, batch, key):
         model = nnx.merge(graphdef, adapters, base)
-        hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, remat=remat, key=key)
+        hidden = model.hidden(
+            batch.tokens, batch.positions, batch.segment_ids, remat=remat, mlp_chunk=mlp_chunk, key=key
+        )
         return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk)
 
     def train_step(adapters, opt_state, base, batch, key):
