@@ -8,8 +8,8 @@ is a formula; its coefficients were fitted to XLA's buffer assignment, and tests
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,8 +30,6 @@ LOGITS_COPIES = 3
 UNPACKED_WEIGHTS, SLICED_WEIGHTS = 1, 2
 # A layer's adapters in 16 bits and their gradients.
 ADAPTER_COPIES = 3
-# A trace takes a third of a second, and advice on one configuration asks for dozens.
-_TRACED: dict[str, tuple[int, int]] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,7 @@ class Breakdown:
       gradients: the sum over microbatches and one microbatch's.
       activations: what the forward pass keeps for the backward pass.
       layer: working memory in the backward pass of one layer. logits: working memory of the loss.
+      host: what is kept for the backward pass in the host's memory; no part of the peak.
     """
 
     codes: int = 0
@@ -62,6 +61,7 @@ class Breakdown:
     activations: int = 0
     layer: int = 0
     logits: int = 0
+    host: int = 0
 
     @property
     def arguments(self) -> int:
@@ -81,7 +81,7 @@ class Breakdown:
     def parts(self) -> dict[str, int]:
         """Parts that add up to the peak, by name."""
         parts = dataclasses.asdict(self)
-        del parts["layer"], parts["logits"]
+        del parts["layer"], parts["logits"], parts["host"]
         return {**parts, "largest_temporary": self.largest_temporary}
 
 
@@ -92,6 +92,23 @@ def plan(config: Config, geometry: ModelConfig) -> Breakdown:
       ValueError: an adapter target that matches nothing.
     """
     return Planner(config, geometry).at(config.train.batch_size, config.train.seq_len)
+
+
+class Residuals(NamedTuple):
+    """Bytes kept for the backward pass beside what is there anyway.
+
+    Attributes:
+      in_layers: on the device for every layer. after_layers: for the last norm, gone before the layers' turn.
+      on_host: in the host's memory.
+    """
+
+    in_layers: int
+    after_layers: int
+    on_host: int
+
+
+# A trace takes a third of a second, and advice on one configuration asks for dozens.
+_TRACED: dict[str, Residuals] = {}
 
 
 class Planner:
@@ -106,35 +123,38 @@ class Planner:
     def at(self, batch_size: int, seq_len: int) -> Breakdown:
         """The breakdown with these in place of the configuration's own `train.batch_size` and `train.seq_len`."""
         config = self._resized(batch_size, seq_len)
-        in_layers, after_layers = self._row_residuals(seq_len)
+        kept = self._row_residuals(seq_len)
         return Breakdown(
             **self._fixed,
             batch=tree_bytes((abstract_batch(config), dropout_key(config))),
             gradients=2 * tree_bytes(self._state.parts.adapters),
-            activations=batch_size * in_layers,
-            layer=self._layer(batch_size * seq_len),
-            logits=self._logits(batch_size * seq_len) + batch_size * after_layers,
+            activations=batch_size * kept.in_layers,
+            layer=self._layer(batch_size, seq_len),
+            logits=self._logits(batch_size * seq_len) + batch_size * kept.after_layers,
+            host=batch_size * kept.on_host,
         )
 
     def _resized(self, batch_size: int, seq_len: int) -> Config:
         section = dataclasses.replace(self.config.train, batch_size=batch_size, seq_len=seq_len)
         return dataclasses.replace(self.config, train=section)
 
-    def _row_residuals(self, seq_len: int) -> tuple[int, int]:
-        """`residual_bytes` of one row, traced once for all configurations that do not differ in it."""
+    def _row_residuals(self, seq_len: int) -> Residuals:
+        """The residuals of one row, traced once for all configurations that do not differ in it."""
         one_row = dataclasses.replace(self.config.train, batch_size=1, grad_accum=1, seq_len=seq_len, loss_chunk=1)
-        elsewhere = dict(optim=OptimSection(), data=DataSection(), seed=0, output_dir="")
-        config = dataclasses.replace(self.config, train=one_row, **elsewhere)
+        config = dataclasses.replace(
+            self.config, train=one_row, optim=OptimSection(), data=DataSection(), seed=0, output_dir=""
+        )
         key = repr((config, self.geometry))
         if key not in _TRACED:
-            _TRACED[key] = residual_bytes(config, self._state, self.geometry.num_layers)
+            _TRACED[key] = trace_residuals(config, self._state, self.geometry.num_layers)
         return _TRACED[key]
 
-    def _layer(self, tokens: int) -> int:
+    def _layer(self, rows: int, seq_len: int) -> int:
         """Working memory of one layer's backward pass: rows of every token, its weights, its adapters' gradients."""
         width, inner = self.geometry.hidden_size, self.geometry.intermediate_size
         copies = UNPACKED_WEIGHTS if self.config.method == "qlora" else SLICED_WEIGHTS
-        values = tokens * (MLP_ROWS * inner + HIDDEN_ROWS * width) + copies * inner * width
+        through_mlp = min(seq_len, self.config.train.mlp_chunk or seq_len)
+        values = rows * (through_mlp * MLP_ROWS * inner + seq_len * HIDDEN_ROWS * width) + copies * inner * width
         adapters = ADAPTER_COPIES * self._fixed.get("adapters", 0) // self.geometry.num_layers
         return values * self.itemsize + adapters
 
@@ -150,7 +170,7 @@ class Planner:
 def nbytes(leaf: Any) -> int:
     """Bytes of an array or its shape; a key is counted as what it is made of."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
@@ -183,32 +203,38 @@ def _kind(path: str) -> str:
     return "norms" if "norm" in path else "weights"
 
 
-def residual_bytes(config: Config, state: AbstractState, layers: int) -> tuple[int, int]:
-    """What JAX hands from the forward to the backward pass of one microbatch, without what is there anyway.
-
-    Returns:
-      The bytes that are kept for every layer, and the rest, which only the loss and the last norm need.
-    """
-    parts = state.parts
+def trace_residuals(config: Config, state: AbstractState, layers: int) -> Residuals:
+    """What JAX hands from the forward to the backward pass of one microbatch, by its own trace of them."""
+    parts, section = state.parts, config.train
     microbatch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), abstract_batch(config))
 
     def backward(adapters, base, batch, key):
         def hidden(adapters):
             model: Decoder = nnx.merge(parts.graphdef, adapters, base)
-            return model.hidden(batch.tokens, batch.positions, batch.segment_ids, remat=config.train.remat, key=key)
+            chunks: Any = dict(remat=section.remat, mlp_chunk=section.mlp_chunk)
+            return model.hidden(batch.tokens, batch.positions, batch.segment_ids, key=key, **chunks)
 
         return jax.vjp(hidden, adapters)[1]
 
     inputs = (parts.adapters, parts.base, microbatch, dropout_key(config))
-    kept = _counted(jax.eval_shape(backward, *inputs)) - _counted(inputs)
-    stacked = {leaf: count for leaf, count in kept.items() if leaf[0][:1] == (layers,)}
-    return _sum(stacked), _sum(kept) - _sum(stacked)
+    # The avals of a jaxpr say in which memory an array lies; eval_shape does not.
+    kept = _counted(jax.make_jaxpr(backward)(*inputs).out_avals) - _counted(jax.tree.leaves(inputs))
+    device = {leaf: count for leaf, count in kept.items() if not leaf.on_host}
+    stacked = {leaf: count for leaf, count in device.items() if leaf.shape[:1] == (layers,)}
+    return Residuals(_sum(stacked), _sum(device) - _sum(stacked), _sum(kept) - _sum(device))
 
 
-def _counted(tree: Any) -> collections.Counter[tuple[tuple[int, ...], Any]]:
-    """How many leaves of each shape and dtype a tree has."""
-    return collections.Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree))
+class _Leaf(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: Any
+    on_host: bool
 
 
-def _sum(counts: Mapping[tuple[tuple[int, ...], Any], int]) -> int:
-    return sum(count * nbytes(jax.ShapeDtypeStruct(*leaf)) for leaf, count in counts.items())
+def _counted(leaves: Iterable[Any]) -> collections.Counter[_Leaf]:
+    """How many arrays there are of each shape, dtype and memory."""
+    host = jax.memory.Space.Host
+    return collections.Counter(_Leaf(x.shape, x.dtype, getattr(x, "memory_space", None) == host) for x in leaves)
+
+
+def _sum(counts: Mapping[_Leaf, int]) -> int:
+    return sum(count * nbytes(leaf) for leaf, count in counts.items())
