@@ -81,8 +81,10 @@ def verdict(report: Report) -> list[str]:
     section, need = report.config.train, report.peak + CONTEXT
     room = report.card.capacity - need
     rest = f"{size(room)} to spare" if room >= 0 else f"{size(-room)} too much"
+    host = report.breakdown.host
     return [
         f"{word(report, report.peak).capitalize()}: {size(need)} of {size(report.card.capacity)}, {rest}.",
+        *([f"In the host's memory: {size(host)} of activations."] if host else []),
         f"Peak: {report.how}; other methods: arithmetic.",
         f"Largest batch that fits: {_batch(report)} at {section.seq_len} tokens.",
         f"Longest sequence that fits: {_length(report)} at batch {section.batch_size}.",

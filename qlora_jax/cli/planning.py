@@ -75,6 +75,7 @@ class Report:
             "arithmetic_peak_bytes": self.breakdown.peak,
             "breakdown": self.breakdown.parts(),
             "temporaries": {"layer": self.breakdown.layer, "logits_chunk": self.breakdown.logits},
+            "host_bytes": self.breakdown.host,
             "fits": self.fits(self.peak),
             "capacity_bytes": self.card.capacity,
             "context_bytes": CONTEXT,

@@ -12,7 +12,7 @@ from qlora_jax.train.config import Config, QuantSection, apply_overrides
 MOST_ROWS = 1 << 16
 # The tiles of attention and of the matmuls are multiples of it.
 LENGTH_STEP = 64
-SMALL_CHUNK = 64
+SMALL_CHUNK, SMALL_MLP_CHUNK = 64, 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,12 @@ def candidates(config: Config) -> Iterator[tuple[str, ...]]:
     train = config.train
     if train.batch_size > 1:
         yield ("train.batch_size=1", f"train.grad_accum={train.batch_size * train.grad_accum}")
-    if train.remat != "full":
+    if train.remat in ("none", "dots"):
         yield ("train.remat=full",)
+    if train.remat == "full":
+        yield ("train.remat=offload",)
+    if train.mlp_chunk == 0 or train.mlp_chunk > SMALL_MLP_CHUNK:
+        yield (f"train.mlp_chunk={SMALL_MLP_CHUNK}",)
     if train.loss_chunk > SMALL_CHUNK:
         yield (f"train.loss_chunk={SMALL_CHUNK}",)
     if config.method == "qlora":

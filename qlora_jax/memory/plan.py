@@ -21,9 +21,9 @@ from qlora_jax.models.decoder import Decoder
 from qlora_jax.nf4 import NF4Tensor
 from qlora_jax.train.config import Config, DataSection, OptimSection
 
-# In units of one token's MLP row [F] and hidden row [D] in the computation's dtype: what of them is alive at once in a
-# layer's backward pass, measured over batches and lengths of 7B and 8B.
-MLP_ROWS, HIDDEN_ROWS = 6, 4
+# How many rows of a token are alive at once in a layer's backward pass, in the computation's dtype: as wide as the
+# hidden state, as the MLP, as the queries, as the keys. Fitted to 7B and 8B at 128 to 16,384 tokens and 1 to 16 rows.
+HIDDEN_ROWS, MLP_ROWS, QUERY_ROWS, KEY_ROWS = 4, 6, 8, 3
 # Chunks of float32 logits alive at once: scores, their exponentials, and two 16-bit copies of the gradient.
 LOGITS_COPIES = 3
 # Weights of the MLP's size alive at once in a layer: unpacked by a kernel, or copied out of a 16-bit stack by the scan.
@@ -150,13 +150,15 @@ class Planner:
         return _TRACED[key]
 
     def _layer(self, rows: int, seq_len: int) -> int:
-        """Working memory of one layer's backward pass: rows of every token, its weights, its adapters' gradients."""
-        width, inner = self.geometry.hidden_size, self.geometry.intermediate_size
-        copies = UNPACKED_WEIGHTS if self.config.method == "qlora" else SLICED_WEIGHTS
+        """Working memory of one layer's backward pass: in the MLP or in the attention, whichever is more."""
+        one, copies = self.geometry, UNPACKED_WEIGHTS if self.config.method == "qlora" else SLICED_WEIGHTS
+        width, inner = one.hidden_size, one.intermediate_size
+        queries, keys = one.num_heads * one.head_dim, one.num_kv_heads * one.head_dim
         through_mlp = min(seq_len, self.config.train.mlp_chunk or seq_len)
-        values = rows * (through_mlp * MLP_ROWS * inner + seq_len * HIDDEN_ROWS * width) + copies * inner * width
-        adapters = ADAPTER_COPIES * self._fixed.get("adapters", 0) // self.geometry.num_layers
-        return values * self.itemsize + adapters
+        mlp = rows * through_mlp * MLP_ROWS * inner + copies * inner * width
+        attention = rows * seq_len * (QUERY_ROWS * queries + KEY_ROWS * keys) + copies * queries * width
+        adapters = ADAPTER_COPIES * self._fixed.get("adapters", 0) // one.num_layers
+        return (rows * seq_len * HIDDEN_ROWS * width + max(mlp, attention)) * self.itemsize + adapters
 
     def _logits(self, tokens: int) -> int:
         """Working memory of the loss: one chunk's logits, or fewer of them and the output layer unpacked for them."""
