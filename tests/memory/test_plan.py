@@ -106,6 +106,19 @@ def test_activations_grow_with_rows_and_with_what_is_not_computed_again():
     assert none > 5 * full > 0
 
 
+def test_what_is_offloaded_lies_in_the_hosts_memory():
+    here, there = (plan(tiny(f"train.remat={name}"), GEOMETRY) for name in ("full", "offload"))
+    inputs = GEOMETRY.num_layers * 2 * 64 * GEOMETRY.hidden_size * 4
+    assert (here.host, there.host) == (0, inputs)
+    assert here.activations - there.activations == inputs == here.peak - there.peak
+    assert "host" not in there.parts()
+
+
+def test_an_mlp_in_chunks_of_tokens_needs_less():
+    whole, chunked = (plan(tiny(f"train.mlp_chunk={chunk}", "train.seq_len=1024"), GEOMETRY) for chunk in (0, 128))
+    assert chunked.layer < whole.layer and chunked.arguments == whole.arguments
+
+
 def test_nothing_is_allocated():
     """A plan of 65B on a laptop is shapes only: no array as large as a layer's adapter is made."""
     before = {id(array) for array in jax.live_arrays()}
@@ -122,13 +135,15 @@ def test_candidates_come_with_the_least_harm_first():
     assert [one for one in candidates(config) if not one[0].startswith(("quant.lm_head", "quant.embedding"))] == [
         ("train.batch_size=1", "train.grad_accum=4"),
         ("train.remat=full",),
+        ("train.mlp_chunk=1024",),
         ("train.loss_chunk=64",),
         ("quant.double=true",),
         ("lora.rank=2",),
         ("train.seq_len=64",),
     ]
     assert ("quant.lm_head=nf4",) in candidates(config)
-    assert list(candidates(tiny("method=full", "train.batch_size=1", "train.loss_chunk=64"))) == [("method=qlora",)]
+    least = tiny("method=full", "train.batch_size=1", "train.loss_chunk=64", "train.mlp_chunk=1024")
+    assert list(candidates(least)) == [("train.remat=offload",), ("method=qlora",)]
 
 
 def test_changes_say_what_they_save(monkeypatch):
