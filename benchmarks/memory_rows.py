@@ -1,0 +1,100 @@
+"""The train steps whose memory is a promise: which fields each sets, and what it may take at most."""
+
+import dataclasses
+
+GB, GIB = 10**9, 2**30
+# What a process needs on a card beside XLA's buffers.
+CONTEXT = 700_000_000
+SMALL_ENDS = ("quant.lm_head=nf4", "quant.embedding=int8")
+LONG = (
+    "lora.rank=32",
+    "lora.alpha=32",
+    "train.batch_size=1",
+    "train.grad_accum=1",
+    "train.remat=offload",
+    "train.mlp_chunk=4096",
+    "optim.moments=bf16",
+    "optim.gradients=bf16",
+    *SMALL_ENDS,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A configuration of configs/ with fields set otherwise.
+
+    Attributes:
+      name, adapters, tokens: for the page.
+      config: file name without ending. overrides: "section.field=value", without `config.`.
+      limit: most bytes of the compiled peak.
+      gpus: cards that it is compiled for.
+      peer: what `limit` comes from, where it is somebody else's figure.
+    """
+
+    name: str
+    adapters: str
+    tokens: str
+    config: str
+    limit: float
+    overrides: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ("rtx4090", "h200")
+    peer: str = ""
+
+
+def long_row(card: int, tokens: int) -> Row:
+    """A context that Unsloth publishes as its longest on a card of so many GB (Llama-3-8B, rank 32, batch 1)."""
+    return Row(
+        name=f"Llama-3-8B on {card} GB",
+        adapters="r 32 all-linear",
+        tokens=f"{tokens:,}",
+        config="8b",
+        overrides=(*LONG, f"train.seq_len={tokens}", f"model.max_position={tokens}"),
+        limit=card * GB - CONTEXT,
+        gpus=("rtx4090",) if card <= 24 else ("h200",),
+        peer=f"Unsloth's longest on {card} GB",
+    )
+
+
+ROWS = (
+    Row(name="Llama-2-7B", adapters="r 8 q,v", tokens="512", config="7b", limit=4.0 * GB),
+    Row(
+        name="Llama-3.1-8B",
+        adapters="r 16 all-linear",
+        tokens="2 x 2,048",
+        config="8b",
+        overrides=("train.batch_size=2", "train.seq_len=2048", "train.remat=offload", *SMALL_ENDS),
+        limit=6.5 * GIB,
+        peer="torchtune 7.4 GiB",
+    ),
+    Row(name="Llama-2-13B", adapters="r 16 all-linear", tokens="512", config="13b", limit=8.5 * GB),
+    Row(name="LLaMA-65B", adapters="r 16 all-linear", tokens="512", config="65b", limit=40 * GB),
+    Row(
+        name="LLaMA-65B",
+        adapters="r 64 all-linear",
+        tokens="512",
+        config="65b",
+        overrides=("lora.rank=64", "optim.moments=bf16", "optim.gradients=bf16"),
+        limit=46 * GB,
+    ),
+    Row(
+        name="LLaMA-65B",
+        adapters="r 64 all-linear",
+        tokens="512",
+        config="65b",
+        overrides=("lora.rank=64", "optim.offload=host", "optim.gradients=bf16"),
+        limit=42 * GB,
+    ),
+    Row(
+        name="Llama-3.1-70B",
+        adapters="r 16 all-linear",
+        tokens="2,048",
+        config="70b",
+        overrides=("train.seq_len=2048", *SMALL_ENDS),
+        limit=45 * GB,
+    ),
+    long_row(8, 2_972),
+    long_row(16, 40_724),
+    long_row(24, 78_475),
+    long_row(48, 191_728),
+    long_row(80, 342_733),
+)
