@@ -12,7 +12,7 @@ from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.config import DTYPES
 from qlora_jax.train.config import Config
 from qlora_jax.train.optimizer import adamw, learning_rate
-from qlora_jax.train.setup import lora_config, quantization
+from qlora_jax.train.setup import lora_config, loss_pieces, quantization
 from qlora_jax.train.step import TensorBatch, make_train_step, masked_optimizer, split_model
 
 
@@ -26,7 +26,7 @@ def abstract_train_step(config: Config) -> tuple[Any, tuple]:
     optimizer = masked_optimizer(adamw(config.optim, learning_rate(config.optim, 1000)), parts)
     state = jax.eval_shape(optimizer.init, (parts.adapters, parts.base))
     section = config.train
-    step = make_train_step(parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk)
+    step = make_train_step(parts.graphdef, optimizer, remat=section.remat, **loss_pieces(config))
     shape = (section.grad_accum, section.batch_size, section.seq_len)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = TensorBatch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_))

@@ -4,19 +4,22 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-from qlora_jax.kernels import nf4_matmul, nf4_matmul_group
+from qlora_jax.int8 import Int8Tensor
+from qlora_jax.kernels import int8_matmul, nf4_matmul, nf4_matmul_group
 from qlora_jax.lora.init import key_for
+from qlora_jax.models.storage import slice_rows, take_rows
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
 
 class Frozen(nnx.Variable):
-    """A weight of the base model that is never trained: an array, an NF4Tensor or one layer of its stack."""
+    """A weight of the base model that is never trained: an array, an NF4Tensor, an NF4Layer or an Int8Tensor."""
 
 
 class Linear(nnx.Module):
-    """y = x · Wᵀ + b, plus the adapter's update where there is one. W is an array or packed in NF4."""
+    """y = x · Wᵀ + b, plus the adapter's update where there is one. W is an array, or in NF4 or int8."""
 
     def __init__(self, weight, bias=None, *, kind=Frozen):
         self.weight = kind(weight)
@@ -31,6 +34,13 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*B K"], key: Array | None = None) -> Float[Array, "*B N"]:
         return linear_group(x, [self], [key])[0]
 
+    def outputs(self, start: int | Int[Array, ""], size: int) -> "Linear":
+        """The layer of `size` of the outputs, from `start` on, which may be traced; raises as `slice_rows` does."""
+        bias = None if self.bias is None else lax.dynamic_slice_in_dim(self.bias.get_value(), start, size)
+        part = Linear(slice_rows(self.weight.get_value(), start, size), bias, kind=type(self.weight))
+        part.lora = nnx.data(None if self.lora is None else self.lora.outputs(start, size))
+        return part
+
 
 def linear_group(
     x: Float[Array, "*B K"], linears: Sequence[Linear], keys: Sequence[Array | None]
@@ -39,13 +49,16 @@ def linear_group(
     if all(linear.packed for linear in linears):
         ys = nf4_matmul_group(x, [linear.weight.get_value() for linear in linears])
     else:
-        ys = [_plain_matmul(x, linear) for linear in linears]
+        ys = [_matmul(x, linear.weight.get_value()) for linear in linears]
     return [_completed(linear, x, y, key) for linear, y, key in zip(linears, ys, keys, strict=True)]
 
 
-def _plain_matmul(x, linear: Linear):
-    weight = linear.weight.get_value()
-    return nf4_matmul(x, weight) if linear.packed else jnp.einsum("...K,NK->...N", x, weight.astype(x.dtype))
+def _matmul(x, weight):
+    if isinstance(weight, NF4Tensor | NF4Layer):
+        return nf4_matmul(x, weight)
+    if isinstance(weight, Int8Tensor):
+        return int8_matmul(x, weight)
+    return jnp.einsum("...K,NK->...N", x, weight.astype(x.dtype))
 
 
 def _completed(linear: Linear, x, y, key):
@@ -56,13 +69,13 @@ def _completed(linear: Linear, x, y, key):
 
 
 class Embedding(nnx.Module):
-    """A table `[V, D]` of token vectors."""
+    """A table `[V, D]` of token vectors: an array, or in NF4 or int8."""
 
     def __init__(self, weight, *, kind=Frozen):
         self.weight = kind(weight)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return self.weight.get_value()[tokens]
+        return take_rows(self.weight.get_value(), tokens)
 
 
 class RMSNorm(nnx.Module):
@@ -86,6 +99,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], key: Array | None = None) -> Float[Array, "B T D"]:
         gate, up = linear_group(x, [self.gate_proj, self.up_proj], [subkey(key, "gate"), subkey(key, "up")])
+        if x.shape[1] > 1 and self.gate_proj.lora is not None and self.up_proj.lora is not None:
+            # Products and updates are added here, not where they are used: two activations of this width less. For one
+            # token, the kernels that this costs would take longer than they are worth.
+            gate, up = lax.optimization_barrier((gate, up))
         return self.down_proj(nnx.silu(gate) * up, subkey(key, "down"))
 
 
