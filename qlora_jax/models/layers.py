@@ -1,5 +1,6 @@
 """The building blocks of a decoder layer. Weights keep the Hugging Face orientation, `[out, in]`."""
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from qlora_jax.kernels import int8_matmul, nf4_matmul, nf4_matmul_group
 from qlora_jax.lora.init import key_for
 from qlora_jax.models.storage import slice_rows, take_rows
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
+
+FEW_ROWS = 64
 
 
 class Frozen(nnx.Variable):
@@ -46,11 +49,15 @@ def linear_group(
     x: Float[Array, "*B K"], linears: Sequence[Linear], keys: Sequence[Array | None]
 ) -> list[Float[Array, "*B N"]]:
     """Several linear layers of one x, such as the query, key and value projections; packed ones share a launch."""
+    updates = [None if linear.lora is None else linear.lora(x, key) for linear, key in zip(linears, keys, strict=True)]
+    if any(linear.lora is not None for linear in linears) and _many_rows(x):
+        # The updates come first, so that in the backward pass theirs come last: the dequantized weight is gone by then.
+        x, updates = lax.optimization_barrier((x, updates))
     if all(linear.packed for linear in linears):
         ys = nf4_matmul_group(x, [linear.weight.get_value() for linear in linears])
     else:
         ys = [_matmul(x, linear.weight.get_value()) for linear in linears]
-    return [_completed(linear, x, y, key) for linear, y, key in zip(linears, ys, keys, strict=True)]
+    return [_completed(*parts) for parts in zip(linears, ys, updates, strict=True)]
 
 
 def _matmul(x, weight):
@@ -61,11 +68,16 @@ def _matmul(x, weight):
     return jnp.einsum("...K,NK->...N", x, weight.astype(x.dtype))
 
 
-def _completed(linear: Linear, x, y, key):
+def _many_rows(x) -> bool:
+    """Whether memory counts: for the few rows of a step of generation, a barrier costs a kernel and saves nothing."""
+    return math.prod(x.shape[:-1]) > FEW_ROWS
+
+
+def _completed(linear: Linear, y, update):
     """A product with its bias and its adapter's update."""
     if linear.bias is not None:
-        y += linear.bias.get_value().astype(x.dtype)
-    return y if linear.lora is None else y + linear.lora(x, key)
+        y += linear.bias.get_value().astype(y.dtype)
+    return y if update is None else y + update
 
 
 class Embedding(nnx.Module):
@@ -99,9 +111,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], key: Array | None = None) -> Float[Array, "B T D"]:
         gate, up = linear_group(x, [self.gate_proj, self.up_proj], [subkey(key, "gate"), subkey(key, "up")])
-        if x.shape[1] > 1 and self.gate_proj.lora is not None and self.up_proj.lora is not None:
-            # Products and updates are added here, not where they are used: two activations of this width less. For one
-            # token, the kernels that this costs would take longer than they are worth.
+        if self.gate_proj.lora is not None and self.up_proj.lora is not None and _many_rows(x):
+            # Products and updates are added here, not where they are used: two activations of this width less.
             gate, up = lax.optimization_barrier((gate, up))
         return self.down_proj(nnx.silu(gate) * up, subkey(key, "down"))
 

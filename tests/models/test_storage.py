@@ -75,5 +75,6 @@ def test_the_int8_product_and_its_derivative_are_those_of_the_dequantized():
     x = jax.random.normal(jax.random.key(1), (5, 256))
     plain, packed = Linear(dense(STORED["int8"])), Linear(STORED["int8"])
     np.testing.assert_array_equal(packed(x), plain(x))
+    np.testing.assert_allclose(packed(x[None, :1]), plain(x[None, :1]), rtol=1e-5, atol=1e-6)
     ours, theirs = (jax.grad(lambda x: jnp.sum(jnp.sin(layer(x))))(x) for layer in (packed, plain))  # noqa: B023
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
