@@ -1,8 +1,8 @@
 """Llama-2-7B, 4-bit, rank 8 on the query and value projections: 4,194,304 trainable parameters (0.06 %).
 
 Command: python scripts/train.py --config configs/7b.py [--config.model.path=DIR]
-GPU:     one of 8 GB or more
-Memory:  4.37 GB, the compiled peak of the train step for h200 (512 tokens)
+GPU:     one of 6 GB or more
+Memory:  3.93 GB, the compiled peak of the train step for h200 (512 tokens)
 Quality: the embedding in 4 bits and the output layer in 8 save 0.33 GB; on the demo's base they cost less than 0.01
          nats of held-out loss, and 4 bits in the output layer 0.02 (benchmarks/results/head-quality.json)
 Time:    not yet measured on a GPU
