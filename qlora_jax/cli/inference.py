@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_jax import kernels
 from qlora_jax.data import check_vocabulary, load_tokenizer
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import load_model, read_config, resolve_folder
@@ -50,6 +51,7 @@ def quantization_of(adapter: Adapter | None) -> Quantization:
 
 def prepare_model(options: argparse.Namespace) -> Ready:
     """Loads what the arguments name. Raises the loaders' ValueError, FileNotFoundError or NotImplementedError."""
+    kernels.available(DTYPES[options.dtype])
     folder = resolve_folder(options.model)
     geometry = read_config(folder)
     tokenizer = load_tokenizer(str(folder))

@@ -107,7 +107,11 @@ def build_model(
 
 
 def abstract_model(
-    config: ModelConfig, *, dtype: str = "bfloat16", quantization: Quantization | None = None
+    config: ModelConfig,
+    *,
+    dtype: str = "bfloat16",
+    quantization: Quantization | None = None,
+    kind: type[nnx.Variable] = Frozen,
 ) -> Decoder:
     """A decoder whose weights are shapes only, for what needs its structure but not its values."""
     if quantization is not None:
@@ -117,7 +121,7 @@ def abstract_model(
         stack = (config.num_layers,) if path.startswith(STACK) else ()
         plain = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.dtype(dtype))
         values[path] = plain if quantization is None else quantization.shapes(path, spec, plain)
-    return Decoder(config, values)
+    return Decoder(config, values, kind)
 
 
 def random_read(config: ModelConfig, seed: int) -> Read:

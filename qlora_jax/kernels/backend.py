@@ -16,8 +16,9 @@ from jax.extend import backend
 REQUESTS = ("auto", "pallas", "mosaic", "xla")
 VARIABLE = "QLORA_JAX_KERNELS"
 DTYPES = ("bfloat16", "float16", "float32")
-# Pallas' Triton backend emits instructions that cards before Ampere do not have.
-OLDEST = 80
+# What Pallas' backends emit instructions of. Mosaic's kernels elect a thread by one of Hopper's; on older cards LLVM
+# cannot select it, and ends the process.
+OLDEST, OLDEST_MOSAIC = 80, 90
 # JAX's names of devices that programs are compiled for without having one (jax.sharding.AbstractDevice).
 CAPABILITIES = {
     "Tesla T4": 75,
@@ -79,9 +80,14 @@ def chosen(dtype: str) -> Choice:
     Raises:
       RuntimeError: a kernel was asked for by name, and cannot run here.
     """
-    choice = choose(requested(), capability(), dtype, has_triton=has_triton())
+    choice = available(dtype)
     announce(choice)
     return choice
+
+
+def available(dtype: str) -> Choice:
+    """`chosen` without a word in the log: a command checks what was asked for before it begins."""
+    return choose(requested(), capability(), dtype, has_triton=has_triton())
 
 
 def choose(request: str, capability: int | None, dtype: str, *, has_triton: bool) -> Choice:
@@ -101,8 +107,9 @@ def _obstacle(request: str, capability: int | None, dtype: str, has_triton: bool
     """Why no kernel can run; empty if one can."""
     if capability is None:
         return f"JAX runs on {jax.default_backend()}, not on an NVIDIA GPU{_missing_plugin()}"
-    if capability < OLDEST:
-        return f"compute capability {capability / 10} is below {OLDEST / 10} (NVIDIA Ampere)"
+    oldest, name = (OLDEST_MOSAIC, "Hopper") if request == "mosaic" else (OLDEST, "Ampere")
+    if capability < oldest:
+        return f"compute capability {capability / 10} is below {oldest / 10} (NVIDIA {name})"
     if request != "mosaic" and not has_triton:
         return f"jax {jax.__version__} has no Pallas Triton backend (jax.experimental.pallas.triton)"
     if dtype not in DTYPES:

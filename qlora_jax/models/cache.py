@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.models.config import ModelConfig
@@ -42,14 +43,19 @@ class LayerCache(NamedTuple):
         """With the tokens' keys and values in the slots from `slot` on."""
         k, v = k.transpose(0, 2, 1, 3).astype(self.k.dtype), v.transpose(0, 2, 3, 1).astype(self.v.dtype)
         return self._replace(
-            k=lax.dynamic_update_slice(self.k, k[None], (self.layer, 0, 0, slot, 0)),
-            v=lax.dynamic_update_slice(self.v, v[None], (self.layer, 0, 0, 0, slot)),
+            k=_as_it_lies(lax.dynamic_update_slice(self.k, k[None], (self.layer, 0, 0, slot, 0))),
+            v=_as_it_lies(lax.dynamic_update_slice(self.v, v[None], (self.layer, 0, 0, 0, slot))),
         )
 
     def read(self, dtype) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """The layer's keys and values."""
         k, v = (lax.dynamic_index_in_dim(whole, self.layer, 0, keepdims=False) for whole in (self.k, self.v))
         return k.transpose(0, 2, 1, 3).astype(dtype), v.transpose(0, 3, 1, 2).astype(dtype)
+
+
+def _as_it_lies(whole: Array) -> Array:
+    """Holds XLA to the order of the axes in memory: it would lay the cache out anew before and after the loop."""
+    return with_layout_constraint(whole, Layout(major_to_minor=tuple(range(whole.ndim))))
 
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, dtype) -> Cache:

@@ -18,11 +18,13 @@ CHECKPOINTS = "checkpoints"
 MAY_CHANGE = {
     "output_dir",
     "data.samples",
+    "model.kernels",
     "train.steps",
     "train.epochs",
     "train.remat",
     "train.loss_chunk",
     "train.vocab_chunk",
+    "train.mlp_chunk",
     "train.save_every",
     "train.eval_every",
     "train.eval_rows",

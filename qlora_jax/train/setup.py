@@ -117,6 +117,8 @@ def make_trainer(config: Config, folder: Path | None, steps: int) -> Trainer:
         targets=targets,
         opt_state=optimizer.init((parts.adapters, parts.base)),
         schedule=schedule,
-        train_step=make_train_step(parts.graphdef, optimizer, remat=section.remat, **loss_pieces(config)),
+        train_step=make_train_step(
+            parts.graphdef, optimizer, remat=section.remat, mlp_chunk=section.mlp_chunk, **loss_pieces(config)
+        ),
         eval_step=make_eval_step(parts.graphdef, **loss_pieces(config)),
     )

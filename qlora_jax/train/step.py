@@ -59,6 +59,7 @@ def make_train_step(
     remat: str,
     loss_chunk: int,
     vocab_chunk: int = 0,
+    mlp_chunk: int = 0,
 ) -> jax.stages.Wrapped:
     """The jitted `train_step(adapters, opt_state, base, batch, key) -> (adapters, opt_state, metrics)`.
 
@@ -70,7 +71,9 @@ def make_train_step(
 
     def loss(adapters, base, batch, key):
         model = nnx.merge(graphdef, adapters, base)
-        hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, remat=remat, key=key)
+        hidden = model.hidden(
+            batch.tokens, batch.positions, batch.segment_ids, remat=remat, mlp_chunk=mlp_chunk, key=key
+        )
         slices = vocab_slices(vocab_chunk, model.config.vocab_size)
         return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk, slices=slices)
 

@@ -9,7 +9,6 @@ from tests.aot.calls import pallas_calls
 
 ROWS = [row for row in STEPS if jax.__version__.startswith(f"{row.jax}.")]
 CASES = [pytest.param(row, gpu, id=f"{row.name}-{gpu}") for row in ROWS for gpu in row.temporaries]
-SPILLING = [pytest.param(row, min(row.spilling), id=row.name) for row in ROWS if row.spilling]
 pytestmark = pytest.mark.usefixtures("cuda_wheels")
 
 
@@ -19,15 +18,9 @@ def test_this_jax_has_budgets():
 
 @pytest.mark.parametrize(("row", "gpu"), CASES)
 def test_step(row: StepBudget, gpu, measured):
-    compiled = compile_for(*row.build(), gpu, forbid_spills=gpu not in row.spilling)
+    compiled = compile_for(*row.build(), gpu, forbid_spills=True)
     temporaries = device_bytes(compiled)["temporaries"] / 1e6
     budget = row.temporaries[gpu]
     measured(what=row.name, gpu=gpu, temporaries=f"{temporaries:.1f} MB", budget=f"{budget} MB of temporaries")
     assert row.calls <= {name for _, name in pallas_calls(compiled)}
     assert temporaries <= budget
-
-
-@pytest.mark.parametrize(("row", "gpu"), SPILLING)
-def test_the_exemption_from_spills_is_still_needed(row: StepBudget, gpu):
-    with pytest.raises(jax.errors.JaxRuntimeError, match="register spilling"):
-        compile_for(*row.build(), gpu, forbid_spills=True)

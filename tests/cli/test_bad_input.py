@@ -227,6 +227,16 @@ def test_target_that_matches_nothing(sound, tmp_path, fails):
     fails(train, command(sound, tmp_path / "new", "lora.targets=q_proj,c_attn"), *words)
 
 
+def test_kernels_by_name_without_a_gpu(sound, tmp_path, fails, monkeypatch):
+    words = ["JAX runs on cpu, not on an NVIDIA GPU", "Use kernels='auto' or 'xla'"]
+    fails(train, command(sound, tmp_path / "new", "model.kernels=pallas"), "kernels='pallas' cannot run", *words)
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setenv("QLORA_JAX_KERNELS", "mosaic")
+    fails(train, command(sound, tmp_path / "new"), "kernels='mosaic' cannot run", *words)
+    monkeypatch.setenv("QLORA_JAX_KERNELS", "cuda")
+    fails(train, command(sound, tmp_path / "new"), "QLORA_JAX_KERNELS='cuda': expected auto, pallas, mosaic, xla")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

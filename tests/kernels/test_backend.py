@@ -29,7 +29,7 @@ def abstract_gpu(kind: str):
         ("auto", 75, "xla"),
         ("auto", None, "xla"),
         ("pallas", 86, "triton"),
-        ("mosaic", 89, "mosaic"),
+        ("mosaic", 90, "mosaic"),
         ("xla", 90, "xla"),
     ],
 )
@@ -51,6 +51,11 @@ def test_an_obstacle_is_the_reason_of_auto_and_the_error_of_a_name(capability, d
     assert choice.name == "xla"
     with pytest.raises(RuntimeError, match=rf"kernels='pallas' cannot run: {words}.* Use kernels='auto' or 'xla'"):
         choose("pallas", capability, dtype, has_triton=has_triton)
+
+
+def test_mosaic_needs_hopper():
+    with pytest.raises(RuntimeError, match=r"compute capability 8.9 is below 9.0 \(NVIDIA Hopper\)"):
+        choose("mosaic", 89, "bfloat16", has_triton=True)
 
 
 def test_mosaic_needs_no_triton():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from qlora_jax import kernels
 from qlora_jax.kernels.dequantize import reference, triton
@@ -15,9 +16,18 @@ from qlora_jax.nf4 import NF4Layer, NF4Tensor, quantize
 DTYPES = ("bfloat16", "float16", "float32")
 # A multiple of the tile, ragged against it, an odd N, blocks that cross rows (K no multiple of 64), less than a block.
 SHAPES = [(64, 128), (96, 320), (129, 64), (7, 33), (64, 100), (3, 5)]
-IMPLEMENTATIONS = {
-    "triton": functools.partial(triton.dequantize, tiles=DequantizeTiles(elements=256, warps=4), interpret=True),
-}
+TRITON = functools.partial(triton.dequantize, tiles=DequantizeTiles(elements=256, warps=4), interpret=True)
+
+
+def mosaic_interpreted(layer: NF4Layer, dtype):
+    from qlora_jax.kernels.dequantize import mosaic
+
+    if not hasattr(plgpu, "InterpretGPUParams"):
+        pytest.skip(f"the interpreter for Mosaic GPU of jax {jax.__version__} cannot load from global memory")
+    return mosaic.dequantize(layer, dtype, interpret=plgpu.InterpretGPUParams())
+
+
+IMPLEMENTATIONS = {"triton": TRITON, "mosaic": mosaic_interpreted}
 
 
 def stack(n: int, k: int, *, double: bool = True, dtype: str = "bfloat16", layers: int = 3) -> NF4Tensor:
@@ -50,7 +60,7 @@ def test_a_layer_is_read_at_a_traced_index():
     whole = stack(16, 64)
 
     def each(index):
-        return IMPLEMENTATIONS["triton"](NF4Layer(whole, index), "float32")
+        return TRITON(NF4Layer(whole, index), "float32")
 
     weights = jax.lax.map(each, jnp.array([2, 0, 1], jnp.int32))
     expected = [kernels.dequantize(whole[i], "float32") for i in (2, 0, 1)]

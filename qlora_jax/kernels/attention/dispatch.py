@@ -1,6 +1,7 @@
 """Causal attention over packed documents: the one place where an implementation is chosen."""
 
 import functools
+import logging
 from typing import Any
 
 from jax import lax
@@ -8,6 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from qlora_jax.kernels.attention import chunked, hopper, reference
 from qlora_jax.kernels.backend import device_capability
+
+log = logging.getLogger("qlora_jax.kernels")
 
 IMPLEMENTATIONS = ("reference", "chunked", "hopper")
 # So few rows of scores take no more memory than a tile does: the whole matrix is as good, and one kernel.
@@ -45,6 +48,7 @@ def attend(
         queries, head_dim = q.shape[1], q.shape[3]
         capability, tokamax = device_capability(), hopper.installed()  # the device that tokamax asks, too
         implementation = choose(queries, head_dim, q.dtype.name, same, capability=capability, tokamax=tokamax)
+        announce(implementation)
     static: Any = dict(scale=scale, soft_cap=soft_cap)
     if implementation == "reference":
         return reference.forward(q, k, v, start, offset, **static)
@@ -55,6 +59,14 @@ def attend(
         kernel, other = (functools.partial(module.forward, **static) for module in (hopper, chunked))
         return lax.platform_dependent(q, k, v, start, cuda=kernel, default=other)
     raise ValueError(f"{implementation=} must be one of {IMPLEMENTATIONS}, and 'hopper' needs offset=0, got {offset=}")
+
+
+@functools.cache
+def announce(implementation: str) -> None:
+    """Writes one line to the log the first time that an implementation for long texts is chosen."""
+    words = {"chunked": "tiles of XLA's", "hopper": "tokamax's kernels for Hopper"}
+    if implementation in words:
+        log.info("Attention runs on %s", words[implementation])
 
 
 def choose(
