@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from qlora_jax.cli import environment
 from qlora_jax.cli.errors import reports_errors
 
+# Entries of the vocabulary whose logits exist at once.
+VOCAB_CHUNK = 16384
+
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
@@ -69,7 +72,7 @@ def measure(ready, documents, *, batch_size: int, answers: bool) -> dict[str, fl
     longest = max(len(document.ids) for document in documents)
     # Rows are padded to the longest one only; rounding keeps the number of compiled shapes small.
     batches = eval_batches(documents, seq_len=-(-longest // 64) * 64, batch_size=batch_size, pad_id=pad_id(tokenizer))
-    loss, tokens = evaluate(make_eval_step(parts.graphdef, loss_chunk=256), parts, batches)
+    loss, tokens = evaluate(make_eval_step(parts.graphdef, loss_chunk=256, vocab_chunk=VOCAB_CHUNK), parts, batches)
     result = {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
     if answers:
         generator = Generator(parts.graphdef, parts.adapters, parts.base, stop_ids=ready.stop_ids)

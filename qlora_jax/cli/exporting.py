@@ -1,6 +1,7 @@
 """From a run folder to what export.py writes."""
 
 import argparse
+import dataclasses
 import shutil
 import sys
 import tempfile
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from qlora_jax.io.build import abstract_model
+from qlora_jax.io.build import Quantization, abstract_model
 from qlora_jax.io.checkpoint import Checkpoints
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.folder import new_folder
@@ -62,8 +63,7 @@ def export(config: Config, adapter: Path, out: Path, options: argparse.Namespace
         read_adapter(adapter),
         out,
         into=options.merge_into,
-        double=config.quant.double,
-        lm_head=config.quant.lm_head == "nf4",
+        quantization=Quantization(**dataclasses.asdict(config.quant)),
         dtype=name and DTYPES[name],
     )
 

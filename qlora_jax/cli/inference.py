@@ -1,6 +1,7 @@
 """What generate.py and evaluate.py share: a model folder, with or without an adapter, ready to run."""
 
 import argparse
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,10 @@ class Ready:
 
 
 def quantization_of(adapter: Adapter | None) -> Quantization:
-    """How the base was packed when the adapter was trained, as recorded beside it; the default for any other."""
+    """How the base was stored when the adapter was trained, as recorded beside it; the default for any other."""
     recorded = adapter.extra if adapter else {}
-    return Quantization(double=recorded.get("double", True), lm_head=recorded.get("lm_head", "none") == "nf4")
+    names = {field.name for field in dataclasses.fields(Quantization)}
+    return Quantization(**{name: value for name, value in recorded.items() if name in names})
 
 
 def prepare_model(options: argparse.Namespace) -> Ready:

@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qlora_jax import int8, nf4
+from qlora_jax.int8.tensor import int8_shapes
 from qlora_jax.lora.init import key_for
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.layers import Frozen
 from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
-from qlora_jax.nf4 import NF4Tensor, quantize
+from qlora_jax.models.storage import STORAGES
+from qlora_jax.nf4 import NF4Tensor
+from qlora_jax.nf4.rows import check_rows
 from qlora_jax.nf4.tensor import packed_shapes
 
 # Gives a parameter by its Hugging Face name: a host array, or an NF4Tensor where it is stored packed.
@@ -24,19 +28,54 @@ Read = Callable[[str, Spec], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """Which weights are stored in NF4 (the decoder's projections always) and how.
+    """How weights are stored: the decoder's projections in NF4, two others as one of STORAGES says.
 
     Attributes:
-      double: quantize the block scales a second time.
-      lm_head: pack an untied output layer too.
+      double: quantize NF4's block scales a second time.
+      lm_head: the untied output layer.
+      embedding: the token embedding, which is the output layer too where the two are tied.
     """
 
     double: bool = True
-    lm_head: bool = False
+    lm_head: str = "none"
+    embedding: str = "none"
 
-    def covers(self, path: str, spec: Spec) -> bool:
-        """Whether the parameter at `path` is packed."""
-        return spec.projection or (self.lm_head and path == "lm_head.weight")
+    def __post_init__(self):
+        for name in ("lm_head", "embedding"):
+            if getattr(self, name) not in STORAGES:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(STORAGES)}")
+
+    def storage(self, path: str, spec: Spec) -> str:
+        """How the parameter at `path` is stored, one of STORAGES."""
+        others = {"lm_head.weight": self.lm_head, "embed_tokens.weight": self.embedding}
+        return "nf4" if spec.projection else others.get(path, "none")
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuses what a model of this geometry cannot have. Raises ValueError."""
+        if config.tie_embeddings and self.lm_head not in ("none", self.embedding):
+            raise ValueError(
+                f"quant.lm_head={self.lm_head!r}: this {config.family} model's output layer is its embedding, and is "
+                f"stored once: set quant.embedding={self.lm_head!r} (now {self.embedding!r}), and leave quant.lm_head"
+            )
+        for path, name in (("embed_tokens.weight", "embedding"), ("lm_head.weight", "lm_head")):
+            spec = parameter_specs(config).get(path)
+            if spec and self.storage(path, spec) == "nf4":
+                check_rows(spec.shape, f"quant.{name}")
+
+    def apply(self, path: str, spec: Spec, value: jax.Array) -> Any:
+        """A parameter's value as it is stored."""
+        storage = self.storage(path, spec)
+        if storage == "none":
+            return value
+        return nf4.quantize(value, double=self.double) if storage == "nf4" else int8.quantize(value)
+
+    def shapes(self, path: str, spec: Spec, plain: jax.ShapeDtypeStruct) -> Any:
+        """What storing a weight, or a stack of them, of this shape and dtype gives, as shapes."""
+        storage = self.storage(path, spec)
+        if storage == "nf4":
+            stack = plain.shape[: -len(spec.shape)]
+            return packed_shapes(spec.shape, plain.dtype, double=self.double, stack=stack)
+        return int8_shapes(plain.shape, plain.dtype) if storage == "int8" else plain
 
 
 def build_model(
@@ -53,11 +92,15 @@ def build_model(
       dtype: "bfloat16", "float16" or "float32", for everything that is not packed and for what packed weights give.
       quantization: None leaves every weight as it is read.
       kind: Flax variable type of the weights (see Decoder).
+
+    Raises:
+      ValueError: a storage that a model of this geometry, or a weight that is read packed, cannot have.
     """
+    if quantization is not None:
+        quantization.check(config)
     values = {}
     for path, spec in parameter_specs(config).items():
-        packed = quantization is not None and quantization.covers(path, spec)
-        convert = functools.partial(_convert, dtype=dtype, quantization=quantization if packed else None)
+        convert = functools.partial(_convert, path=path, spec=spec, dtype=dtype, quantization=quantization)
         layers = config.num_layers if path.startswith(STACK) else None
         values[path] = _stack(map(convert, _reads(read, path, spec, layers)), layers)
     return Decoder(config, values, kind)
@@ -71,13 +114,13 @@ def abstract_model(
     kind: type[nnx.Variable] = Frozen,
 ) -> Decoder:
     """A decoder whose weights are shapes only, for what needs its structure but not its values."""
+    if quantization is not None:
+        quantization.check(config)
     values: dict[str, Any] = {}
     for path, spec in parameter_specs(config).items():
         stack = (config.num_layers,) if path.startswith(STACK) else ()
-        if quantization is not None and quantization.covers(path, spec):
-            values[path] = packed_shapes(spec.shape, dtype, double=quantization.double, stack=stack)
-        else:
-            values[path] = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.dtype(dtype))
+        plain = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.dtype(dtype))
+        values[path] = plain if quantization is None else quantization.shapes(path, spec, plain)
     return Decoder(config, values, kind)
 
 
@@ -102,12 +145,15 @@ def _reads(read: Read, path: str, spec: Spec, layers: int | None) -> Iterator[An
         yield read(hf_name(path, layer), spec)
 
 
-def _convert(value: Any, *, dtype: str, quantization: Quantization | None) -> Any:
+def _convert(value: Any, *, path: str, spec: Spec, dtype: str, quantization: Quantization | None) -> Any:
     if isinstance(value, NF4Tensor):
+        if quantization is not None and quantization.storage(path, spec) == "int8":
+            raise ValueError(f"{path} is stored in NF4 already, int8 was asked for: leave it, or give original weights")
         return value
     # A host array is cast on the host first: the device never holds a wider copy than it must.
     value = value.astype(dtype) if isinstance(value, np.ndarray) else jnp.asarray(value, dtype)
-    return jnp.asarray(value) if quantization is None else quantize(jnp.asarray(value), double=quantization.double)
+    value = jnp.asarray(value)
+    return value if quantization is None else quantization.apply(path, spec, value)
 
 
 def _stack(values: Iterator[Any], layers: int | None) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from qlora_jax import int8, nf4
+from qlora_jax.int8 import Int8Tensor
 from qlora_jax.io.bitsandbytes import is_nf4, nf4_dtype, quantization_config, read_nf4, write_nf4
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.folder import new_folder
@@ -24,7 +26,7 @@ from qlora_jax.lora import Target
 from qlora_jax.lora.merge import merged
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
-from qlora_jax.nf4 import NF4Tensor, dequantize, quantize
+from qlora_jax.nf4 import NF4Tensor
 from qlora_jax.nf4.tensor import packed_shapes
 
 MERGES = {
@@ -79,8 +81,7 @@ def export_merged(
     out: str | Path,
     *,
     into: str = "original",
-    double: bool = True,
-    lm_head: bool = False,
+    quantization: Quantization = Quantization(),  # noqa: B008 (frozen)
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -90,8 +91,9 @@ def export_merged(
 
     Args:
       into: which W: "original", the folder's weights; or "dequantized", those that QLoRA training saw: every
-        decoder projection, adapted or not, quantized to NF4 and back (or as the folder holds it packed).
-      double, lm_head: how training quantized (see Quantization); for "dequantized".
+        decoder projection, adapted or not, quantized to NF4 and back (or as the folder holds it packed), and the
+        embedding and output layer as `quantization` stores them.
+      quantization: how training quantized; for "dequantized".
       dtype: of everything written; each tensor's own where None. "dequantized" casts before it quantizes, as
         loading for training does.
 
@@ -108,10 +110,12 @@ def export_merged(
             f"{base.folder} holds {packed.name!r} in 4 bits, not its original: give the folder of the "
             f"original weights, or merge into 'dequantized'"
         )
-    quantization = Quantization(double=double, lm_head=lm_head) if into == "dequantized" else None
+    used = quantization if into == "dequantized" else None
+    if used:
+        used.check(base.config)
 
     def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
-        return {weight.name: _merged(base, weight, value, quantization, dtype or weight.dtype)}
+        return {weight.name: _merged(base, weight, value, used, dtype or weight.dtype)}
 
     needed = sum(math.prod(w.spec.shape) * jnp.dtype(dtype or w.dtype).itemsize for w in base.weights)
     card = model_card("Merged model", _base_id(base), f"A LoRA adapter is {MERGES[into]}.")
@@ -131,6 +135,9 @@ def export_bnb4(
 ) -> None:
     """Writes the base in bitsandbytes' 4-bit format: every decoder projection in NF4, the rest as it is.
 
+    The embedding and the output layer stay as they are whatever quant.embedding and quant.lm_head were in training:
+    transformers loads them in no other way from such a folder.
+
     With an adapter, it is added into the original weights first; quantizing the sum then loses part of it.
     Serve the 4-bit base and the adapter side by side where that matters.
 
@@ -146,7 +153,7 @@ def export_bnb4(
         value = _merged(base, weight, value, None, weight.dtype)
         if not weight.spec.projection:
             return {weight.name: value}
-        return write_nf4(weight.name, quantize(jnp.asarray(value), double=double))
+        return write_nf4(weight.name, nf4.quantize(jnp.asarray(value), double=double))
 
     needed = sum(_packed_bytes(w, double) for w in base.weights)
     text = f"Its linear layers are in NF4{' with double quantization' if double else ''} for bitsandbytes."
@@ -204,10 +211,13 @@ def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str
 
 def _merged(base: Base, weight: Weight, value: Any, quantization: Quantization | None, dtype: str) -> np.ndarray:
     """The weight to write, in `dtype`, from what the folder holds."""
-    if quantization and not weight.packed and quantization.covers(weight.path, weight.spec):
-        value = quantize(jnp.asarray(value.astype(dtype)), double=quantization.double)
+    if quantization and not weight.packed:
+        value = quantization.apply(weight.path, weight.spec, jnp.asarray(value.astype(dtype)))
     if isinstance(value, NF4Tensor):
-        value = np.asarray(dequantize(value))
+        value = nf4.dequantize(value)
+    if isinstance(value, Int8Tensor):
+        value = int8.dequantize(value)
+    value = np.asarray(value)
     module = weight.name.removesuffix(".weight")
     if base.adapter and module in base.targets:
         A, B = base.adapter.weights[module]

@@ -1,7 +1,7 @@
-"""Operations on NF4 weights: each has a reference that defines it, kernels, and a dispatch that chooses among them."""
+"""Operations on quantized weights. For NF4 each has a reference that defines it, kernels, and a dispatch among them."""
 
 from qlora_jax.kernels.backend import available, using
 from qlora_jax.kernels.dequantize import dequantize
-from qlora_jax.kernels.matmul import nf4_matmul, nf4_matmul_group
+from qlora_jax.kernels.matmul import int8_matmul, nf4_matmul, nf4_matmul_group
 
-__all__ = ["available", "dequantize", "nf4_matmul", "nf4_matmul_group", "using"]
+__all__ = ["available", "dequantize", "int8_matmul", "nf4_matmul", "nf4_matmul_group", "using"]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 class AdapterScale(nnx.Variable):
@@ -26,6 +26,11 @@ class LoRA(nnx.Module):
         self.A, self.B = nnx.LoRAParam(A), nnx.LoRAParam(B)
         self.scale = AdapterScale(scale)
         self.dropout = dropout
+
+    def outputs(self, start: int | Int[Array, ""], size: int) -> "LoRA":
+        """The update of `size` outputs of a single layer, from `start` on, which may be traced."""
+        B = jax.lax.dynamic_slice_in_dim(self.B.get_value(), start, size)
+        return LoRA(self.A.get_value(), B, self.scale.get_value(), self.dropout)
 
     def __call__(self, x: Float[Array, "*B K"], key: Array | None = None) -> Float[Array, "*B N"]:
         """The update in the dtype of x. `key` turns dropout on."""

@@ -7,12 +7,13 @@ from typing import get_args, get_type_hints
 from qlora_jax.memory.plan import Planner, plan
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.train.config import Config, QuantSection, apply_overrides
+from qlora_jax.train.setup import quantization
 
 # Nobody runs more rows at once: with this many the search has gone far enough.
 MOST_ROWS = 1 << 16
 # The tiles of attention and of the matmuls are multiples of it.
 LENGTH_STEP = 64
-SMALL_CHUNK, SMALL_MLP_CHUNK = 64, 1024
+SMALL_CHUNK, SMALL_MLP_CHUNK, SMALL_VOCAB_CHUNK = 64, 1024, 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,14 @@ def changes(config: Config, geometry: ModelConfig) -> list[Change]:
     """What saves memory, in the order to try it.
 
     First what leaves the result as it is (fewer rows at once, more computed again), then how the base is stored, then
-    what changes the training itself. Changes that save nothing are left out.
+    what changes the training itself. Changes that save nothing, or that this model cannot have, are left out.
     """
     before = plan(config, geometry).peak
     found: list[Change] = []
     so_far: dict[str, str] = {}
     for overrides in candidates(config):
+        if not can_be_stored(changed(config, overrides), geometry):
+            continue
         peak = plan(changed(config, overrides), geometry).peak
         if peak < before:
             # Of two values for one field, the first stays.
@@ -48,6 +51,17 @@ def changes(config: Config, geometry: ModelConfig) -> list[Change]:
             both = plan(changed(config, tuple("=".join(pair) for pair in so_far.items())), geometry).peak
             found.append(Change(overrides, before - peak, peak, both))
     return found
+
+
+def can_be_stored(config: Config, geometry: ModelConfig) -> bool:
+    """Whether the configuration's storage of the base is one that a model of this geometry can have."""
+    packing = quantization(config)
+    try:
+        if packing is not None:
+            packing.check(geometry)
+    except ValueError:
+        return False
+    return True
 
 
 def changed(config: Config, overrides: tuple[str, ...]) -> Config:
@@ -67,6 +81,8 @@ def candidates(config: Config) -> Iterator[tuple[str, ...]]:
         yield (f"train.mlp_chunk={SMALL_MLP_CHUNK}",)
     if train.loss_chunk > SMALL_CHUNK:
         yield (f"train.loss_chunk={SMALL_CHUNK}",)
+    if train.vocab_chunk == 0 or train.vocab_chunk > SMALL_VOCAB_CHUNK:
+        yield (f"train.vocab_chunk={SMALL_VOCAB_CHUNK}",)
     if config.method == "qlora":
         yield from _storage(config)
     else:

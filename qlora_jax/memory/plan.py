@@ -15,11 +15,13 @@ import jax
 import numpy as np
 from flax import nnx
 
+from qlora_jax.int8 import Int8Tensor
 from qlora_jax.memory.train_step import AbstractState, abstract_batch, abstract_state, dropout_key
 from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.nf4 import NF4Tensor
 from qlora_jax.train.config import Config, DataSection, OptimSection
+from qlora_jax.train.loss import vocab_slices
 
 # How many rows of a token are alive at once in a layer's backward pass, in the computation's dtype: as wide as the
 # hidden state, as the MLP, as the queries, as the keys. Fitted to 7B and 8B at 128 to 16,384 tokens and 1 to 16 rows.
@@ -161,10 +163,15 @@ class Planner:
         return (rows * seq_len * HIDDEN_ROWS * width + max(mlp, attention)) * self.itemsize + adapters
 
     def _logits(self, tokens: int) -> int:
-        """Working memory of the loss: one chunk's logits, or fewer of them and the output layer unpacked for them."""
-        chunk = 4 * self.geometry.vocab_size * min(self.config.train.loss_chunk, tokens)
-        unpacked = self.geometry.vocab_size * self.geometry.hidden_size * self.itemsize
-        head = self._state.parts.base.get("lm_head", {})
+        """Working memory of the loss: one chunk's logits, or fewer of them and the output layer unpacked for them.
+
+        Of both only the part for one slice of the vocabulary.
+        """
+        slices = vocab_slices(self.config.train.vocab_chunk, self.geometry.vocab_size)
+        columns = slices.size if slices else self.geometry.vocab_size
+        chunk = 4 * columns * min(self.config.train.loss_chunk, tokens)
+        unpacked = columns * self.geometry.hidden_size * self.itemsize
+        head = self._state.parts.base.get("embed_tokens" if self.geometry.tie_embeddings else "lm_head", {})
         packed = any(map(_is_packed, jax.tree.leaves(head, is_leaf=_is_packed)))
         return max(LOGITS_COPIES * chunk, chunk + unpacked if packed else 0)
 
@@ -194,7 +201,7 @@ def _fixed(state: AbstractState) -> dict[str, int]:
 
 
 def _is_packed(leaf: Any) -> bool:
-    return isinstance(leaf, NF4Tensor)
+    return isinstance(leaf, NF4Tensor | Int8Tensor)
 
 
 def _kind(path: str) -> str:

@@ -16,7 +16,7 @@ from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.layers import Frozen
 from qlora_jax.train.config import Config
 from qlora_jax.train.optimizer import adamw, learning_rate
-from qlora_jax.train.setup import lora_config, quantization
+from qlora_jax.train.setup import lora_config, loss_pieces, quantization
 from qlora_jax.train.step import Parts, TensorBatch, make_train_step, masked_optimizer, split_model
 
 # The rate's schedule keeps no array, whatever the length of the run.
@@ -76,6 +76,6 @@ def abstract_train_step(config: Config) -> tuple[Any, tuple]:
     parts, optimizer, opt_state = abstract_state(config, read_config(Path(config.model.geometry)))
     section = config.train
     step = make_train_step(
-        parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk, mlp_chunk=section.mlp_chunk
+        parts.graphdef, optimizer, remat=section.remat, mlp_chunk=section.mlp_chunk, **loss_pieces(config)
     )
     return step, (parts.adapters, opt_state, parts.base, abstract_batch(config), dropout_key(config))

@@ -76,7 +76,7 @@ class Decoder(nnx.Module):
     Args:
       config: its geometry.
       values: every parameter of `parameter_specs(config)` by path; those of the layers stacked `[L, …]`. Decoder
-        projections may be NF4Tensors.
+        projections may be NF4Tensors, the embedding and an untied output layer NF4Tensors or Int8Tensors.
       kind: the Flax variable type of the base weights: `Frozen`, or `nnx.Param` where they are trained themselves.
     """
 
@@ -134,13 +134,22 @@ class Decoder(nnx.Module):
         x, (k, v) = self._run(tokens, context, (cache.k, cache.v), "none", None)
         return x, Cache(k, v, slots, cache.length + tokens.shape[1])
 
-    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """float32 scores of every token of the vocabulary."""
+    @property
+    def head(self) -> Linear:
+        """The output layer; where the embedding is tied, a layer whose weight is its table."""
+        if self.lm_head is not None:
+            return self.lm_head
+        return Linear(self.embed_tokens.weight.get_value(), kind=type(self.embed_tokens.weight))
+
+    def logits(self, hidden: Float[Array, "*B D"], start=0, size: int | None = None) -> Float[Array, "*B V"]:
+        """float32 scores of every token of the vocabulary, or of `size` tokens from `start` on, which may be traced.
+
+        Raises:
+          ValueError: a part of a head in NF4 whose rows are no multiple of 64 elements.
+        """
         with jax.named_scope("lm_head"):
-            if self.lm_head is not None:
-                return self.lm_head(hidden).astype(jnp.float32)
-            table = self.embed_tokens.weight.get_value().astype(hidden.dtype)
-            return jnp.einsum("...D,VD->...V", hidden, table).astype(jnp.float32)
+            head = self.head if size is None else self.head.outputs(start, size)
+            return head(hidden).astype(jnp.float32)
 
     def __call__(self, tokens: Int[Array, "B T"], positions=None, segments=None) -> Float[Array, "B T V"]:
         """float32 logits of every position."""

@@ -1,22 +1,28 @@
 """The building blocks of a decoder layer. Weights keep the Hugging Face orientation, `[out, in]`."""
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-from qlora_jax.kernels import nf4_matmul, nf4_matmul_group
+from qlora_jax.int8 import Int8Tensor
+from qlora_jax.kernels import int8_matmul, nf4_matmul, nf4_matmul_group
 from qlora_jax.lora.init import key_for
+from qlora_jax.models.storage import slice_rows, take_rows
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
+
+FEW_ROWS = 64
 
 
 class Frozen(nnx.Variable):
-    """A weight of the base model that is never trained: an array, an NF4Tensor or one layer of its stack."""
+    """A weight of the base model that is never trained: an array, an NF4Tensor, an NF4Layer or an Int8Tensor."""
 
 
 class Linear(nnx.Module):
-    """y = x · Wᵀ + b, plus the adapter's update where there is one. W is an array or packed in NF4."""
+    """y = x · Wᵀ + b, plus the adapter's update where there is one. W is an array, or in NF4 or int8."""
 
     def __init__(self, weight, bias=None, *, kind=Frozen):
         self.weight = kind(weight)
@@ -31,38 +37,57 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*B K"], key: Array | None = None) -> Float[Array, "*B N"]:
         return linear_group(x, [self], [key])[0]
 
+    def outputs(self, start: int | Int[Array, ""], size: int) -> "Linear":
+        """The layer of `size` of the outputs, from `start` on, which may be traced; raises as `slice_rows` does."""
+        bias = None if self.bias is None else lax.dynamic_slice_in_dim(self.bias.get_value(), start, size)
+        part = Linear(slice_rows(self.weight.get_value(), start, size), bias, kind=type(self.weight))
+        part.lora = nnx.data(None if self.lora is None else self.lora.outputs(start, size))
+        return part
+
 
 def linear_group(
     x: Float[Array, "*B K"], linears: Sequence[Linear], keys: Sequence[Array | None]
 ) -> list[Float[Array, "*B N"]]:
     """Several linear layers of one x, such as the query, key and value projections; packed ones share a launch."""
+    updates = [None if linear.lora is None else linear.lora(x, key) for linear, key in zip(linears, keys, strict=True)]
+    if any(linear.lora is not None for linear in linears) and _many_rows(x):
+        # The updates come first, so that in the backward pass theirs come last: the dequantized weight is gone by then.
+        x, updates = lax.optimization_barrier((x, updates))
     if all(linear.packed for linear in linears):
         ys = nf4_matmul_group(x, [linear.weight.get_value() for linear in linears])
     else:
-        ys = [_plain_matmul(x, linear) for linear in linears]
-    return [_completed(linear, x, y, key) for linear, y, key in zip(linears, ys, keys, strict=True)]
+        ys = [_matmul(x, linear.weight.get_value()) for linear in linears]
+    return [_completed(*parts) for parts in zip(linears, ys, updates, strict=True)]
 
 
-def _plain_matmul(x, linear: Linear):
-    weight = linear.weight.get_value()
-    return nf4_matmul(x, weight) if linear.packed else jnp.einsum("...K,NK->...N", x, weight.astype(x.dtype))
+def _matmul(x, weight):
+    if isinstance(weight, NF4Tensor | NF4Layer):
+        return nf4_matmul(x, weight)
+    if isinstance(weight, Int8Tensor):
+        return int8_matmul(x, weight)
+    return jnp.einsum("...K,NK->...N", x, weight.astype(x.dtype))
 
 
-def _completed(linear: Linear, x, y, key):
+def _many_rows(x) -> bool:
+    """Whether memory counts: for the few rows of a step of generation, a barrier costs a kernel and saves nothing."""
+    return math.prod(x.shape[:-1]) > FEW_ROWS
+
+
+def _completed(linear: Linear, y, update):
     """A product with its bias and its adapter's update."""
     if linear.bias is not None:
-        y += linear.bias.get_value().astype(x.dtype)
-    return y if linear.lora is None else y + linear.lora(x, key)
+        y += linear.bias.get_value().astype(y.dtype)
+    return y if update is None else y + update
 
 
 class Embedding(nnx.Module):
-    """A table `[V, D]` of token vectors."""
+    """A table `[V, D]` of token vectors: an array, or in NF4 or int8."""
 
     def __init__(self, weight, *, kind=Frozen):
         self.weight = kind(weight)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return self.weight.get_value()[tokens]
+        return take_rows(self.weight.get_value(), tokens)
 
 
 class RMSNorm(nnx.Module):
@@ -86,6 +111,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], key: Array | None = None) -> Float[Array, "B T D"]:
         gate, up = linear_group(x, [self.gate_proj, self.up_proj], [subkey(key, "gate"), subkey(key, "up")])
+        if self.gate_proj.lora is not None and self.up_proj.lora is not None and _many_rows(x):
+            # Products and updates are added here, not where they are used: two activations of this width less.
+            gate, up = lax.optimization_barrier((gate, up))
         return self.down_proj(nnx.silu(gate) * up, subkey(key, "down"))
 
 

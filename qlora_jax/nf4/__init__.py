@@ -2,6 +2,16 @@
 
 from qlora_jax.nf4.codebook import CODEBOOKS, dynamic_map
 from qlora_jax.nf4.quantize import dequantize, quantize
+from qlora_jax.nf4.rows import slice_rows, take_rows
 from qlora_jax.nf4.tensor import NF4Layer, NF4Tensor
 
-__all__ = ["CODEBOOKS", "NF4Layer", "NF4Tensor", "dequantize", "dynamic_map", "quantize"]
+__all__ = [
+    "CODEBOOKS",
+    "NF4Layer",
+    "NF4Tensor",
+    "dequantize",
+    "dynamic_map",
+    "quantize",
+    "slice_rows",
+    "take_rows",
+]

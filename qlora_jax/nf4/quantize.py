@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
 from qlora_jax.nf4.codebook import CODEBOOKS, dynamic_map, thresholds
 from qlora_jax.nf4.tensor import BLOCK, NESTED_BLOCK, NF4Tensor, row_layout
@@ -69,11 +69,14 @@ def dequantize_scales(tensor: NF4Tensor) -> Float[Array, "*L R blocks"]:
     if not tensor.double:
         return tensor.absmax
     flat = tensor.absmax.reshape(*tensor.stack, -1)
-    group = jnp.arange(flat.shape[-1]) // NESTED_BLOCK
-    index = flat.astype(jnp.int32)
+    return decode_scales(tensor, flat, jnp.arange(flat.shape[-1])).reshape(tensor.absmax.shape)
+
+
+def decode_scales(tensor: NF4Tensor, stored: UInt8[Array, "*L n"], block: Int[Array, " n"]) -> Float[Array, "*L n"]:
+    """The float32 scales of some blocks of a tensor with double quantization, from what is `stored` for them."""
+    index = stored.astype(jnp.int32)
     level = jnp.take_along_axis(tensor.nested_levels, index, axis=-1, mode="promise_in_bounds")
-    scale = rounded(level * tensor.nested_absmax[..., group]) + tensor.offset[..., None]
-    return scale.reshape(tensor.absmax.shape)
+    return rounded(level * tensor.nested_absmax[..., block // NESTED_BLOCK]) + tensor.offset[..., None]
 
 
 def rounded(product: Array) -> Array:

@@ -6,7 +6,7 @@ import runpy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from qlora_jax.train.values import Rule, convert, describe, from_text
 
@@ -82,23 +82,13 @@ class ModelSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantSection(Section):
-    """How method=qlora stores the base. NotImplementedError for a storage that does not exist yet."""
+    """How method=qlora stores the base, whose decoder projections are in NF4."""
 
     PREFIX: ClassVar[str] = "config.quant"
 
     double: bool = option(True, "quantize the block scales too (0.37 bit per weight less)")
-    lm_head: Literal["none", "nf4"] = option("none", "storage of the output layer")
-    embedding: Literal["none"] = option("none", "storage of the token embedding")
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name != "double" and value not in get_args(item.type):
-                expected = describe(item.type)
-                raise NotImplementedError(
-                    f"{self.PREFIX}.{item.name}={value!r} is not supported yet: expected {expected}"
-                )
-        super().__post_init__()
+    lm_head: Literal["none", "nf4", "int8"] = option("none", "storage of the output layer, where it is untied")
+    embedding: Literal["none", "nf4", "int8"] = option("none", "storage of the token embedding, and of a tied head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +159,7 @@ class TrainSection(Section):
     )
     mlp_chunk: int = option(0, "tokens of a sequence that go through an MLP at once; 0 is all", AT_LEAST_ZERO)
     loss_chunk: int = option(256, "tokens whose logits exist at once", AT_LEAST_ONE)
+    vocab_chunk: int = option(0, "entries of the vocabulary whose logits exist at once; 0 is all", AT_LEAST_ZERO)
     save_every: int = option(100, "steps between checkpoints", AT_LEAST_ONE)
     eval_every: int = option(100, "steps between evaluations; 0 is only at the end", AT_LEAST_ZERO)
     eval_rows: int = option(0, "evaluation rows to use; 0 is all", AT_LEAST_ZERO)

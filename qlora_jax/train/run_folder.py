@@ -23,6 +23,7 @@ MAY_CHANGE = {
     "train.epochs",
     "train.remat",
     "train.loss_chunk",
+    "train.vocab_chunk",
     "train.mlp_chunk",
     "train.save_every",
     "train.eval_every",

@@ -1,5 +1,6 @@
 """From a configuration to everything a run needs: model, adapters, optimizer and jitted steps."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,17 @@ def quantization(config: Config) -> Quantization | None:
     """How the base is packed; None for the methods that train or keep it as it is."""
     if config.method != "qlora":
         return None
-    return Quantization(double=config.quant.double, lm_head=config.quant.lm_head == "nf4")
+    return Quantization(**dataclasses.asdict(config.quant))
 
 
 def recorded_quantization(config: Config) -> dict[str, Any]:
     """What is noted beside an adapter: how the base was stored while it was trained."""
-    return {"method": config.method, "double": config.quant.double, "lm_head": config.quant.lm_head}
+    return {"method": config.method, **dataclasses.asdict(config.quant)}
+
+
+def loss_pieces(config: Config) -> dict[str, int]:
+    """In what pieces the loss is computed, for `make_train_step` and `make_eval_step`."""
+    return {"loss_chunk": config.train.loss_chunk, "vocab_chunk": config.train.vocab_chunk}
 
 
 def load_base(config: Config, folder: Path | None) -> LoadedModel:
@@ -112,7 +118,7 @@ def make_trainer(config: Config, folder: Path | None, steps: int) -> Trainer:
         opt_state=optimizer.init((parts.adapters, parts.base)),
         schedule=schedule,
         train_step=make_train_step(
-            parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk, mlp_chunk=section.mlp_chunk
+            parts.graphdef, optimizer, remat=section.remat, mlp_chunk=section.mlp_chunk, **loss_pieces(config)
         ),
-        eval_step=make_eval_step(parts.graphdef, loss_chunk=section.loss_chunk),
+        eval_step=make_eval_step(parts.graphdef, **loss_pieces(config)),
     )

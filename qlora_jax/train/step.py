@@ -11,7 +11,7 @@ from jax import lax
 from qlora_jax.lora.tree import lora_mask
 from qlora_jax.models.adapters import TRAINABLE
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.train.loss import next_token_loss
+from qlora_jax.train.loss import next_token_loss, vocab_slices
 from qlora_jax.train.optimizer import fill_frozen, make_optimizer
 
 
@@ -53,7 +53,13 @@ def masked_optimizer(tx: optax.GradientTransformation, parts: Parts) -> optax.Gr
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, *, remat: str, loss_chunk: int, mlp_chunk: int = 0
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    remat: str,
+    loss_chunk: int,
+    vocab_chunk: int = 0,
+    mlp_chunk: int = 0,
 ) -> jax.stages.Wrapped:
     """The jitted `train_step(adapters, opt_state, base, batch, key) -> (adapters, opt_state, metrics)`.
 
@@ -68,7 +74,8 @@ def make_train_step(
         hidden = model.hidden(
             batch.tokens, batch.positions, batch.segment_ids, remat=remat, mlp_chunk=mlp_chunk, key=key
         )
-        return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk)
+        slices = vocab_slices(vocab_chunk, model.config.vocab_size)
+        return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk, slices=slices)
 
     def train_step(adapters, opt_state, base, batch, key):
         total, count, grads = _accumulate(jax.value_and_grad(loss, has_aux=True), adapters, base, batch, key)
@@ -96,14 +103,15 @@ def _accumulate(value_and_grad, adapters, base, batch: TensorBatch, key):
     return carry
 
 
-def make_eval_step(graphdef: nnx.GraphDef, *, loss_chunk: int) -> jax.stages.Wrapped:
+def make_eval_step(graphdef: nnx.GraphDef, *, loss_chunk: int, vocab_chunk: int = 0) -> jax.stages.Wrapped:
     """The jitted `eval_step(adapters, base, batch) -> (summed loss, scored tokens)` of a batch `[B, T]`."""
 
     @jax.jit
     def eval_step(adapters, base, batch):
         model = nnx.merge(graphdef, adapters, base)
         hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
-        return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk)
+        slices = vocab_slices(vocab_chunk, model.config.vocab_size)
+        return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk, slices=slices)
 
     return eval_step
 

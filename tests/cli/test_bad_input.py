@@ -209,7 +209,8 @@ def test_empty_prompt(sound, fails):
         ("lroa.rank=4", ["config.lroa is unknown", "did you mean config.lora?"]),
         ("train.steps=many", ["config.train.steps='many'", "an integer"]),
         ("lora.rank=0", ["config.lora.rank=0", "at least 1"]),
-        ("quant.lm_head=nf5", ["config.quant.lm_head='nf5'", "'none' or 'nf4'"]),
+        ("quant.lm_head=nf5", ["config.quant.lm_head='nf5'", "'none' or 'nf4' or 'int8'"]),
+        ("quant.embedding=int4", ["config.quant.embedding='int4'", "'none' or 'nf4' or 'int8'"]),
         ("lora.targets=(", ["config.lora.targets='('", "regular expression"]),
     ],
 )

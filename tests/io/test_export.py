@@ -6,6 +6,7 @@ import shutil
 from collections import namedtuple
 
 import bitsandbytes
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import peft
@@ -14,7 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from qlora_jax import int8
 from qlora_jax.io import shards
+from qlora_jax.io.build import Quantization
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.peft import Adapter
@@ -105,12 +108,18 @@ def test_merged_into_the_dequantized_is_what_training_saw(base, tmp_path):
 
 def test_double_and_lm_head_are_honoured(base, tmp_path):
     adapter = make_adapter()
-    for out, options in {"single": {"double": False}, "head": {"lm_head": True}, "plain": {}}.items():
-        export_merged(base, adapter, tmp_path / out, into="dequantized", **options)
-    single, head, plain = (tensors_of(tmp_path / out) for out in ("single", "head", "plain"))
+    ways = {"single": {"double": False}, "head": {"lm_head": "nf4"}, "both": {"lm_head": "int8", "embedding": "int8"}}
+    for out, options in (ways | {"plain": {}}).items():
+        quantization = Quantization(**options)
+        export_merged(base, adapter, tmp_path / out, into="dequantized", quantization=quantization)
+    single, head, both, plain = (tensors_of(tmp_path / out) for out in ("single", "head", "both", "plain"))
     differing = {n for n in plain if not np.array_equal(plain[n], single[n])}
     assert differing == {n for n in plain if "_proj" in n}
     assert {n for n in plain if not np.array_equal(plain[n], head[n])} == {"lm_head.weight"}
+    tables = {"lm_head.weight", "model.embed_tokens.weight"}
+    assert {n for n in plain if not np.array_equal(plain[n], both[n])} == tables
+    for name in tables:
+        np.testing.assert_array_equal(both[name], int8.dequantize(int8.quantize(jnp.asarray(plain[name]))))
 
 
 def test_a_packed_base_merges_into_what_it_dequantizes_to(base, tmp_path):

@@ -4,12 +4,17 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from qlora_jax.int8 import Int8Tensor
+from qlora_jax.io.build import Quantization, abstract_model
 from qlora_jax.io.export import export_bnb4
 from qlora_jax.io.hf import load_model, resolve_folder
-from qlora_jax.nf4 import NF4Tensor, dequantize
+from qlora_jax.nf4 import NF4Tensor, dequantize, quantize
 
 MEASURE = """
 import resource, sys
@@ -93,3 +98,49 @@ def test_an_unsupported_rope_scaling_is_named(checkpoint, tmp_path):
         NotImplementedError, match="rope scaling 'yarn' is not supported, only default, linear and llama3"
     ):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_embedding_and_output_layer_are_stored_as_asked(checkpoint, double):
+    quantization = Quantization(double=double, embedding="nf4", lm_head="int8")
+    model = load_model(checkpoint("llama"), dtype="float32", quant="nf4", quantization=quantization).model
+    plain = load_model(checkpoint("llama"), dtype="float32", quant="none").model
+    table, head = model.embed_tokens.weight.get_value(), model.lm_head.weight.get_value()
+    assert isinstance(table, NF4Tensor) and table.double == double and isinstance(head, Int8Tensor)
+    shapes = abstract_model(model.config, dtype="float32", quantization=quantization)
+    for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, shapes)), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+    np.testing.assert_array_equal(
+        dequantize(table), dequantize(quantize(plain.embed_tokens.weight.get_value(), double=double))
+    )
+    tokens = jnp.arange(12)[None]
+    np.testing.assert_allclose(model.logits(plain.hidden(tokens)), plain(tokens), atol=0.02)
+
+
+def test_a_tied_table_is_stored_once(checkpoint):
+    quantization = Quantization(embedding="int8", lm_head="int8")
+    model = load_model(checkpoint("llama-tied"), dtype="float32", quant="nf4", quantization=quantization).model
+    assert model.lm_head is None
+    [table] = [leaf for leaf in jax.tree.leaves(nnx.state(model)) if leaf.dtype == jnp.int8]
+    assert table.shape == (160, 64)
+
+
+@pytest.mark.parametrize("embedding", ["none", "int8"])
+def test_a_tied_table_cannot_be_stored_in_two_ways(checkpoint, embedding):
+    quantization = Quantization(embedding=embedding, lm_head="nf4")
+    with pytest.raises(ValueError, match="lm_head='nf4': .* stored once: set quant.embedding='nf4' .now '"):
+        load_model(checkpoint("llama-tied"), dtype="float32", quant="nf4", quantization=quantization)
+
+
+@pytest.mark.parametrize("field", ["embedding", "lm_head"])
+def test_nf4_needs_whole_blocks_in_a_row(checkpoint, field):
+    folder = checkpoint("llama", hidden_size=96)
+    load_model(folder, dtype="float32", quant="nf4", quantization=Quantization(**{field: "int8"}))
+    message = rf"quant.{field} in NF4 needs rows of a multiple of 64 elements, this matrix is \(160, 96\): store it"
+    with pytest.raises(ValueError, match=message):
+        load_model(folder, dtype="float32", quant="nf4", quantization=Quantization(**{field: "nf4"}))
+
+
+def test_an_unknown_storage_is_named():
+    with pytest.raises(ValueError, match="embedding='int4': expected one of none, nf4, int8"):
+        Quantization(embedding="int4")

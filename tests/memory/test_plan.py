@@ -41,17 +41,19 @@ def shipped(name: str) -> tuple:
 def test_every_part_of_the_7b_config():
     """Llama-2-7B's sizes by hand: 32 layers, width 4096, 11008 inside, 32000 tokens; rank 8 on two projections."""
     projections = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    table = 32000 * 4096  # the embedding in NF4, the output layer in int8
+    packed = projections + table
     matrices = 32 * 7
     adapters = 32 * 2 * (8 * 4096 + 4096 * 8)
     parts = plan(*shipped("7b")).parts()
     del parts["largest_temporary"]
     residual = parts.pop("activations")
     assert parts == {
-        "codes": projections // 2,
+        "codes": packed // 2 + table,
         # One byte for 64 weights, four for 256 of those; a map of 256 levels and an offset for each matrix.
-        "scales": projections // 64 + projections // 64 // 256 * 4 + matrices * 257 * 4,
+        "scales": packed // 64 + packed // 64 // 256 * 4 + (matrices + 1) * 257 * 4 + 32000 * 4,
         "weights": 0,
-        "embeddings": 2 * 32000 * 4096 * 2,
+        "embeddings": 0,
         "norms": (2 * 32 + 1) * 4096 * 2,
         "adapters": adapters * 4 + 2 * 32 * 4,
         "optimizer": 2 * adapters * 4 + 2 * 4,  # two moments, and the steps counted by Adam and by the schedule
@@ -65,7 +67,8 @@ def test_every_part_of_the_7b_config():
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("quant.double=false", "quant.lm_head=nf4", "lora.dropout=0.1"),
+        ("quant.double=false", "quant.embedding=nf4", "lora.dropout=0.1"),
+        ("quant.embedding=int8", "train.vocab_chunk=512"),
         ("method=lora", "lora.targets=q_proj"),
         ("method=full", "optim.clip=0"),
     ],
@@ -137,13 +140,25 @@ def test_candidates_come_with_the_least_harm_first():
         ("train.remat=full",),
         ("train.mlp_chunk=1024",),
         ("train.loss_chunk=64",),
+        ("train.vocab_chunk=4096",),
         ("quant.double=true",),
         ("lora.rank=2",),
         ("train.seq_len=64",),
     ]
     assert ("quant.lm_head=nf4",) in candidates(config)
     least = tiny("method=full", "train.batch_size=1", "train.loss_chunk=64", "train.mlp_chunk=1024")
+    least = changed(least, ("train.vocab_chunk=512",))
     assert list(candidates(least)) == [("train.remat=offload",), ("method=qlora",)]
+
+
+def test_what_a_tied_model_cannot_have_is_not_advised():
+    advised = [change.overrides for change in changes(tiny(), GEOMETRY)]
+    assert ("quant.embedding=nf4",) in advised and not any("lm_head" in one[0] for one in advised)
+
+
+def test_a_slice_of_the_vocabulary_needs_less():
+    whole, sliced = (plan(tiny("quant.embedding=int8", f"train.vocab_chunk={n}"), GEOMETRY) for n in (0, 256))
+    assert sliced.logits < whole.logits / 4 and sliced.arguments == whole.arguments
 
 
 def test_changes_say_what_they_save(monkeypatch):

@@ -1,0 +1,71 @@
+"""Int8Tensor: one weight matrix in 8 bits, with a scale for each row."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Int8Tensor:
+    """An 8-bit weight `W[N, K]`, quantized symmetrically by the absolute maximum of each row:
+
+        W[n, k] = codes[n, k] * scale[n],    scale[n] = absmax(W[n, :]) / 127
+
+    A row needs nothing but itself, so that an embedding reads no other rows than its tokens'.
+
+    Attributes:
+      codes: int8 `[N, K]`, from -127 to 127.
+      scale: float32 `[N]`.
+      dtype: name of the dtype that the weight had and is dequantized to ("bfloat16", "float16", "float32").
+    """
+
+    codes: Any
+    scale: Any
+    dtype: str
+
+    @classmethod
+    def create(cls, codes, scale, *, dtype) -> "Int8Tensor":
+        """Builds a tensor and checks that its arrays fit each other. Raises ValueError."""
+        expected = int8_shapes(tuple(codes.shape), dtype)
+        for name, want, got in (("codes", expected.codes, codes), ("scale", expected.scale, scale)):
+            if len(codes.shape) != 2 or (tuple(got.shape), got.dtype) != (want.shape, want.dtype):
+                raise ValueError(
+                    f"Int8Tensor.{name} must be {want.dtype} {want.shape} for one matrix [N, K], "
+                    f"got {got.dtype} {tuple(got.shape)}"
+                )
+        return cls(codes, scale, expected.dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.codes.shape
+
+    def take_rows(self, index: Int[Array, " M"]) -> "Int8Tensor":
+        """The rows at `index`: `[M, K]`."""
+        return Int8Tensor(self.codes[index], self.scale[index], self.dtype)
+
+    def slice_rows(self, start: int | Int[Array, ""], size: int) -> "Int8Tensor":
+        """`size` rows from `start` on, which may be traced."""
+        codes, scale = (lax.dynamic_slice_in_dim(a, start, size) for a in (self.codes, self.scale))
+        return Int8Tensor(codes, scale, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both arrays."""
+        return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in (self.codes, self.scale))
+
+
+def int8_shapes(shape: tuple[int, ...], dtype) -> Int8Tensor:
+    """The Int8Tensor of `jax.ShapeDtypeStruct`s that quantizing an `[N, K]` weight gives."""
+    codes = jax.ShapeDtypeStruct(tuple(shape), np.dtype(np.int8))
+    return Int8Tensor(codes, jax.ShapeDtypeStruct(codes.shape[:1], np.dtype(np.float32)), str(jnp.dtype(dtype)))
+
+
+# Rebuilding a tree calls the plain constructor, which checks nothing: leaves may be masks, strings or None.
+jax.tree_util.register_dataclass(Int8Tensor, data_fields=["codes", "scale"], meta_fields=["dtype"])
