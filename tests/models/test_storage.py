@@ -51,9 +51,9 @@ def test_slices_are_those_of_the_whole(weight):
     "table", [packed_shapes((8192, 256), "float32", double=True), int8_shapes((8192, 256), "float32")]
 )
 def test_an_embedding_dequantizes_its_tokens_rows_only(table):
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    memory = jax.jit(take_rows).lower(table, tokens).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 8192 * 256 / 10
+    # What is traced, not what is compiled: XLA may save a model that dequantizes all from itself, or may not.
+    traced = str(jax.make_jaxpr(take_rows)(table, jax.ShapeDtypeStruct((1, 8), jnp.int32)))
+    assert "f32[8," in traced and "f32[8192," not in traced
 
 
 def test_rows_that_blocks_cross_are_refused():
