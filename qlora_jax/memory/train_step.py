@@ -11,22 +11,27 @@ from qlora_jax.io.hf import read_config
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.config import DTYPES
 from qlora_jax.train.config import Config
-from qlora_jax.train.optimizer import adamw, learning_rate
-from qlora_jax.train.setup import lora_config, quantization
-from qlora_jax.train.step import TensorBatch, make_train_step, masked_optimizer, split_model
+from qlora_jax.train.gradients import TensorBatch
+from qlora_jax.train.optimizer import learning_rate
+from qlora_jax.train.setup import lora_config, quantization, step_and_state
+from qlora_jax.train.step import split_model
 
 
 def abstract_train_step(config: Config) -> tuple[Any, tuple]:
-    """The jitted step and its abstract arguments (adapters, optimizer state, base, batch, key) for `config`."""
+    """The jitted step and its abstract arguments (adapters, optimizer state, base, batch, key) for `config`.
+
+    With optim.offload=host the step is a PagedStep, which lowers and compiles like a jitted function. Its memory is
+    that of its largest program with all that lies on the device meanwhile, without the pages in host memory. Not shown
+    by compiling: that the runtime gives a page's device memory to the next page, and how fast pages come and go.
+    """
     geometry = read_config(Path(config.model.geometry))
     model = abstract_model(geometry, dtype=DTYPES[config.model.dtype], quantization=quantization(config))
 
     add_adapters(model, lora_config(config), jax.random.key(config.seed))
     parts = split_model(model)
-    optimizer = masked_optimizer(adamw(config.optim, learning_rate(config.optim, 1000)), parts)
-    state = jax.eval_shape(optimizer.init, (parts.adapters, parts.base))
+    step, init = step_and_state(config, parts, learning_rate(config.optim, 1000))
+    state = jax.eval_shape(init)
     section = config.train
-    step = make_train_step(parts.graphdef, optimizer, remat=section.remat, loss_chunk=section.loss_chunk)
     shape = (section.grad_accum, section.batch_size, section.seq_len)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = TensorBatch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_))
