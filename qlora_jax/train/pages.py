@@ -91,9 +91,11 @@ def whole_state(state: Any) -> Any:
     """A HostState as the state of the optimizer without pages, in NumPy arrays; any other state as it is."""
     if not isinstance(state, HostState):
         return state
-    parts = [] if state.rest is None else [jax.tree.map(np.asarray, state.rest)]
+    # Copies: the arrays are donated to the next step, perhaps before they are all on disk.
+    parts = [] if state.rest is None else [jax.tree.map(np.array, state.rest)]
     if state.layers:
-        parts.append(jax.tree.map(lambda *leaves: np.stack(leaves) if leaves[0].ndim else leaves[0], *state.layers))
+        join = lambda *leaves: np.stack(leaves) if leaves[0].ndim else np.array(leaves[0])  # noqa: E731
+        parts.append(jax.tree.map(join, *state.layers))
     return functools.reduce(_joined, parts)
 
 
@@ -101,7 +103,8 @@ def paged_like(state: Any, whole: Any) -> Any:
     """The state of an optimizer in the form of `state`: in pages, and in host memory, where that is a HostState."""
     if not isinstance(state, HostState):
         return whole
-    put = lambda like, leaf: jax.device_put(leaf, like.sharding)  # noqa: E731
+    # Every page owns its counters, because each update donates its page.
+    put = lambda like, leaf: jax.device_put(leaf, like.sharding, may_alias=False)  # noqa: E731
     layers = [jax.tree.map(put, layer, page(whole, index)) for index, layer in enumerate(state.layers)]
     return HostState(layers, None if state.rest is None else jax.tree.map(put, state.rest, page(whole, None)))
 

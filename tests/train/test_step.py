@@ -24,10 +24,11 @@ from tests import tiny_config
 CONFIG = dataclasses.replace(tiny_config.CONFIG, num_layers=2, windows=(0, 0))
 
 
-def make_parts(dropout=0.0, quantization=Quantization(), kind=Frozen, rank=4, targets="all-linear"):  # noqa: B008 (frozen)
-    model = random_model(CONFIG, 0, dtype="float32", quantization=quantization, kind=kind).model
+def make_parts(dropout=0.0, quantization=Quantization(), kind=Frozen, layers=2, **adapters):  # noqa: B008 (frozen)
+    config = dataclasses.replace(CONFIG, num_layers=layers, windows=(0,) * layers)
+    model = random_model(config, 0, dtype="float32", quantization=quantization, kind=kind).model
     if kind is Frozen:
-        add_adapters(model, LoraConfig(rank=rank, dropout=dropout, targets=targets), jax.random.key(1))
+        add_adapters(model, LoraConfig(**{"rank": 4, "dropout": dropout, **adapters}), jax.random.key(1))
     return split_model(model)
 
 
