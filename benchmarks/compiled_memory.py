@@ -1,9 +1,9 @@
 """What memory does the train step of each shipped config need? The peak that XLA's compiler states, without a GPU.
 
-    pip install -e '.[aot]'; JAX_PLATFORMS=cpu python benchmarks/compiled_memory.py [--gpu h200] [CONFIG …]
+    pip install -e '.[plan]'; JAX_PLATFORMS=cpu python benchmarks/compiled_memory.py [--gpu h200] [CONFIG …]
 
-Prints a line per config and writes benchmarks/results/compiled-memory.json. The README's table and the configs' headers
-are filled from that file by `--write`.
+Prints a line per config with the plan's arithmetic beside it, and writes benchmarks/results/compiled-memory.json. The
+README's table and the configs' headers are filled from that file by `--write`.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import jax
 from qlora_jax.io.hf import read_config
 from qlora_jax.lora import resolve_targets
 from qlora_jax.memory.compile import compile_for, device_bytes
+from qlora_jax.memory.plan import plan
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models import linear_modules
 from qlora_jax.models.adapters import adapter_count
@@ -41,6 +42,7 @@ def measure(name: str, gpu: str) -> dict:
         "trainable": adapter_count(geometry, targets),
         "tokens": config.train.batch_size * config.train.seq_len,
         **device_bytes(compile_for(step, arguments, gpu)),
+        "arithmetic": plan(config, geometry).peak,
     }
 
 
@@ -77,7 +79,8 @@ def main() -> None:
         row = measure(name, options.gpu)
         rows.append(row)
         print(
-            f"{name:12} {row['peak'] / 1e9:7.3f} GB = arguments {row['arguments'] / 1e9:.3f} + temporaries "
+            f"{name:12} {row['peak'] / 1e9:7.3f} GB compiled, {row['arithmetic'] / 1e9:7.3f} GB by arithmetic "
+            f"({row['arithmetic'] / row['peak'] - 1:+.1%}) = arguments {row['arguments'] / 1e9:.3f} + temporaries "
             f"{row['temporaries'] / 1e9:.3f} + outputs {row['outputs'] / 1e9:.3f} - aliases {row['aliases'] / 1e9:.3f}",
             flush=True,
         )

@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/7b.py [--config.model.path=DIR]
 GPU:     one of 8 GB or more
-Memory:  4.37 GB, the compiled peak of the train step for h200 (512 tokens)
+Memory:  4.25 GB, the compiled peak of the train step for h200 (512 tokens)
 Time:    not yet measured on a GPU
 """
 

@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/8b.py [--config.model.path=DIR]
 GPU:     one of 12 GB or more
-Memory:  7.03 GB, the compiled peak of the train step for h200 (512 tokens)
+Memory:  6.92 GB, the compiled peak of the train step for h200 (512 tokens)
 Time:    not yet measured on a GPU
 """
 

@@ -54,10 +54,19 @@ def test_the_demo_commands_run(tmp_path):
 def test_the_command_for_ones_own_model_is_understood():
     from qlora_jax.train.config import load_config
 
-    [command] = [c for c in commands(README) if "configs/7b.py" in c]
+    [command] = [c for c in commands(README) if "scripts/train.py --config configs/7b.py" in c]
     words = shlex.split(command)
     config = load_config(ROOT / words[words.index("--config") + 1], words[words.index("--config") + 2 :])
     assert config.model.path == "DIR" and config.data.train == "rows.jsonl" and config.lora.rank == 8
+
+
+def test_the_command_for_a_plan_is_understood():
+    from qlora_jax.memory.targets import find_card
+
+    [command] = [c for c in commands(README) if "scripts/plan.py" in c]
+    words = shlex.split(command)
+    assert words[1:5] == ["scripts/plan.py", "--config", "configs/7b.py", "--gpu"]
+    assert find_card(words[5]).capacity == 25_300_000_000
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"^make (\w+)", README, re.MULTILINE)) | {"test"}))

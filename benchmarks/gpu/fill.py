@@ -46,6 +46,8 @@ def _leaf(seed: int, path: tuple, leaf: Any) -> Any:
     # The same state has the same bytes in every process, so crc32 and not hash().
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(jax.tree_util.keystr(path).encode()))
     name = getattr(path[-1], "name", None)
+    if any(getattr(part, "key", None) == "scale" for part in path):
+        return jnp.ones(leaf.shape, leaf.dtype)  # alpha / rank
     if name == "nested_levels":
         return jnp.broadcast_to(jnp.asarray(dynamic_map()), leaf.shape)
     if name in ("nested_absmax", "offset"):
@@ -58,7 +60,7 @@ def _leaf(seed: int, path: tuple, leaf: Any) -> Any:
 
 
 def random_state(tree: Any, seed: int = 0) -> Any:
-    """`tree` with random arrays in place of its `jax.ShapeDtypeStruct`s; norms are one, biases as any weight."""
+    """`tree` with random arrays in place of its `jax.ShapeDtypeStruct`s; norms and adapters' scales are one."""
     return jax.tree_util.tree_map_with_path(partial(_leaf, seed), tree)
 
 

@@ -64,7 +64,7 @@ class Step:
         """Makes the arrays; after this nothing but them is on the device."""
         adapters, state, base = self._shapes
         self.base = fill.random_state(base)
-        self.state = (adapters, fill.zeros(state))
+        self.state = (fill.random_state(adapters), fill.zeros(state))
         self._shapes = None
 
     def __call__(self) -> float:

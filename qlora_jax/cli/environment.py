@@ -3,6 +3,8 @@
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # JAX takes 75 % of a card at once unless told otherwise: then 4 GB of use look like 18, and 65B does not fit 48 GB.
@@ -29,6 +31,32 @@ def prepare(*, deterministic: bool = False) -> None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # Loading compiles fifty small programs of a tenth of a second each; JAX keeps those above 1 s only.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@contextmanager
+def planning() -> Iterator[None]:
+    """Runs JAX on the CPU, whatever there is, and keeps its CUDA plugin for compiling only.
+
+    Three reports are held back: the plugin's page of traceback about CUDA libraries that a plan does not need, which
+    kernels the CPU, on which shapes are traced, would run, and XLA's that a program is too large for the card, which is
+    what the plan says itself.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    log_level = os.environ["TF_CPP_MIN_LOG_LEVEL"]  # JAX sets one; the plugin reads it when it is loaded
+    if log_level == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    loggers = [logging.getLogger(name) for name in ("jax._src.xla_bridge", "qlora_jax.kernels")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = log_level
 
 
 def _show_log() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_jax import kernels
+from qlora_jax.cli.out_of_memory import explains_out_of_memory, warn_if_too_large
 from qlora_jax.cli.samples import answer, exact_match, expected, shown_prompt
 from qlora_jax.data import Encoded, check_vocabulary, load_tokenizer
 from qlora_jax.generate import Generator
@@ -53,22 +54,32 @@ def _train(config: Config) -> int:
     tokenizer = None if source is None else load_tokenizer(str(source))
     dataset = _dataset(config, tokenizer, geometry)
     steps = config.train.steps or math.ceil((config.train.epochs or 1) * len(dataset.batches))
-    trainer = make_trainer(config, source, steps)
-    if start:
-        check_same_base(config, start, trainer.loaded.content_hash)
-    _say(f"{config.method}: {_trainable(trainer, geometry)}; {steps} steps; {memory_in_use()}")
-    with explains_full_disk(folder):
-        record_run(config)
-        loop = Loop(trainer, dataset, folder, steps, _exact_match(config, dataset, tokenizer))
-        before = _samples_before(config, folder, trainer, dataset, tokenizer, loop)
-        try:
-            loop.run()
-        except Interrupted as stop:
-            _say(str(stop))
-            return 128 + stop.signal
-        _save_result(config, folder, trainer, source)
-        samples = _samples(config, trainer, dataset, tokenizer, before)
-        _report(config, folder, loop, trainer, geometry, samples)
+    warn_if_too_large(config, geometry)
+    with explains_out_of_memory(config, geometry):
+        trainer = make_trainer(config, source, steps)
+        if start:
+            check_same_base(config, start, trainer.loaded.content_hash)
+        _say(f"{config.method}: {_trainable(trainer, geometry)}; {steps} steps; {memory_in_use()}")
+        with explains_full_disk(folder):
+            record_run(config)
+            loop = Loop(trainer, dataset, folder, steps, _exact_match(config, dataset, tokenizer))
+            return _run(config, folder, loop, geometry, tokenizer, source)
+
+
+def _run(config: Config, folder: Path, loop: Loop, geometry: ModelConfig, tokenizer, source: Path | None) -> int:
+    """Trains, and writes what the run gives; returns the exit code."""
+    trainer, dataset = loop.trainer, loop.dataset
+    before = _samples_before(config, folder, trainer, dataset, tokenizer, loop)
+    try:
+        loop.run()
+    except Interrupted as stop:
+        _say(str(stop))
+        return 128 + stop.signal
+    finally:
+        loop.checkpoints.wait()  # no error may cut off the checkpoint that is being written
+    _save_result(config, folder, trainer, source)
+    samples = _samples(config, trainer, dataset, tokenizer, before)
+    _report(config, folder, loop, trainer, geometry, samples)
     return 0
 
 

@@ -64,7 +64,11 @@ def build_model(
 
 
 def abstract_model(
-    config: ModelConfig, *, dtype: str = "bfloat16", quantization: Quantization | None = None
+    config: ModelConfig,
+    *,
+    dtype: str = "bfloat16",
+    quantization: Quantization | None = None,
+    kind: type[nnx.Variable] = Frozen,
 ) -> Decoder:
     """A decoder whose weights are shapes only, for what needs its structure but not its values."""
     values: dict[str, Any] = {}
@@ -74,7 +78,7 @@ def abstract_model(
             values[path] = packed_shapes(spec.shape, dtype, double=quantization.double, stack=stack)
         else:
             values[path] = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.dtype(dtype))
-    return Decoder(config, values)
+    return Decoder(config, values, kind)
 
 
 def random_read(config: ModelConfig, seed: int) -> Read:

@@ -15,6 +15,10 @@ from qlora_jax.memory.targets import GPUS
 FORBID_SPILLS = "xla_gpu_fail_ptx_compilation_on_register_spilling"
 
 
+class CompilerMissing(RuntimeError):
+    """The CUDA plugin's wheels or ptxas are not installed, or cannot be used in this process."""
+
+
 def compile_for(
     function: jax.stages.Wrapped,
     arguments: Any,
@@ -31,7 +35,7 @@ def compile_for(
       dump_to: a folder for what XLA makes on the way: HLO text, PTX, the memory report.
 
     Raises:
-      RuntimeError: the CUDA plugin's wheels or ptxas are not installed.
+      CompilerMissing: the CUDA plugin's wheels or ptxas are not installed.
       jax.errors.JaxRuntimeError: the program does not compile for this GPU, or spills where that is forbidden.
     """
     options: dict[str, Any] = {FORBID_SPILLS: True} if forbid_spills else {}
@@ -69,8 +73,8 @@ def _absent_device(gpu: str) -> jax.Device:
         config = GPUS[gpu].target_config()
         return topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1").devices[0]
     except NotImplementedError as error:  # what JAX raises for a platform that no installed plugin provides
-        raise RuntimeError(
-            "compiling for a GPU needs JAX's CUDA plugin: pip install 'qlora-jax[aot]'. Where it is installed, but no "
+        raise CompilerMissing(
+            "compiling for a GPU needs JAX's CUDA plugin: pip install 'qlora-jax[plan]'. Where it is installed, but no "
             "GPU is present, set JAX_PLATFORMS=cpu before Python starts: JAX gives up the plugin otherwise"
         ) from error
 
@@ -81,7 +85,7 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages
     except jax.errors.JaxRuntimeError as error:
         # The two halves of the nvidia-cuda-nvcc wheel that XLA looks for.
         if "libdevice not found" in str(error) or "ptxas/nvlink" in str(error):
-            raise RuntimeError("compiling for a GPU needs ptxas: pip install 'qlora-jax[aot]'") from error
+            raise CompilerMissing("compiling for a GPU needs ptxas: pip install 'qlora-jax[plan]'") from error
         raise
 
 

@@ -1,20 +1,75 @@
 """The train step of a configuration, with shapes in place of arrays."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.models.adapters import add_adapters
-from qlora_jax.models.config import DTYPES
+from qlora_jax.models.config import DTYPES, ModelConfig
+from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.layers import Frozen
 from qlora_jax.train.config import Config
 from qlora_jax.train.gradients import TensorBatch
 from qlora_jax.train.optimizer import learning_rate
 from qlora_jax.train.setup import lora_config, quantization, step_and_state
-from qlora_jax.train.step import split_model
+from qlora_jax.train.step import Parts, split_model
+
+# The rate's schedule keeps no array, whatever the length of the run.
+STEPS = 1000
+
+
+class AbstractState(NamedTuple):
+    """What a run keeps between its steps, as shapes, and what a step does with it.
+
+    Attributes:
+      parts: the model, taken apart; in a full fine-tune all weights are in its `adapters`.
+      train_step: the jitted step, or a PagedStep.
+      opt_state: Optax's state over `(adapters, base)`, or a HostState.
+    """
+
+    parts: Parts
+    train_step: Any
+    opt_state: Any
+
+
+def abstract_state(config: Config, geometry: ModelConfig) -> AbstractState:
+    """Base, adapters and optimizer state of `config` for a model of this geometry; nothing is allocated."""
+    kind = nnx.Param if config.method == "full" else Frozen
+    model = abstract_model(geometry, dtype=DTYPES[config.model.dtype], quantization=quantization(config), kind=kind)
+    parts = split_model(model) if config.method == "full" else _with_adapters(model, config)
+    train_step, init = step_and_state(config, parts, learning_rate(config.optim, STEPS))
+    return AbstractState(parts, train_step, jax.eval_shape(init))
+
+
+def _with_adapters(model: Decoder, config: Config) -> Parts:
+    graphdef, base = nnx.split(model)
+
+    def adapt(base):
+        adapted: Decoder = nnx.merge(graphdef, base)
+        add_adapters(adapted, lora_config(config), jax.random.key(config.seed))
+        return split_model(adapted)
+
+    return jax.eval_shape(adapt, base)
+
+
+def abstract_batch(config: Config) -> TensorBatch:
+    """The shapes of one optimizer step's tokens, `[grad_accum, batch_size, seq_len]`."""
+    section = config.train
+    shape = (section.grad_accum, section.batch_size, section.seq_len)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return TensorBatch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_))
+
+
+def dropout_key(config: Config) -> Any:
+    """The shape of the step's dropout key; None where no dropout needs one."""
+    if config.lora.dropout == 0 or config.method == "full":
+        return None
+    return jax.eval_shape(lambda: jax.random.key(config.seed))
 
 
 def abstract_train_step(config: Config) -> tuple[Any, tuple]:
@@ -24,15 +79,5 @@ def abstract_train_step(config: Config) -> tuple[Any, tuple]:
     that of its largest program with all that lies on the device meanwhile, without the pages in host memory. Not shown
     by compiling: that the runtime gives a page's device memory to the next page, and how fast pages come and go.
     """
-    geometry = read_config(Path(config.model.geometry))
-    model = abstract_model(geometry, dtype=DTYPES[config.model.dtype], quantization=quantization(config))
-
-    add_adapters(model, lora_config(config), jax.random.key(config.seed))
-    parts = split_model(model)
-    step, init = step_and_state(config, parts, learning_rate(config.optim, 1000))
-    state = jax.eval_shape(init)
-    section = config.train
-    shape = (section.grad_accum, section.batch_size, section.seq_len)
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
-    batch = TensorBatch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_))
-    return step, (parts.adapters, state, parts.base, batch, None)
+    parts, train_step, opt_state = abstract_state(config, read_config(Path(config.model.geometry)))
+    return train_step, (parts.adapters, opt_state, parts.base, abstract_batch(config), dropout_key(config))

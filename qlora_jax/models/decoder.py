@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.models.attention import Attention, Context, document_starts
@@ -17,10 +18,18 @@ from qlora_jax.models.parameters import STACK, parameter_specs
 from qlora_jax.models.rope import rope_tables
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
-# What the backward pass finds stored instead of computing it again; each layer's input is always stored.
+LAYER_INPUT = "layer_input"
+# What the backward pass finds stored instead of computing it again; each layer's input is always stored: on the device,
+# or, by "offload", in the host's memory.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -41,13 +50,24 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = norm("post_attention_layernorm")
         self.mlp = MLP(*(linear(f"mlp.{p}_proj") for p in ("gate", "up", "down")))
 
-    def __call__(self, x: Float[Array, "B T D"], context: Context, window, cache: LayerCache | None = None, key=None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        window,
+        cache: LayerCache | None = None,
+        key=None,
+        mlp_chunk: int = 0,
+    ):
         """Returns the new x and the cache with these tokens in it, None without one."""
         with jax.named_scope("attention"):
             y, cache = self.self_attn(self.input_layernorm(x), context, window, cache, subkey(key, "attention"))
             x += y
         with jax.named_scope("mlp"):
-            return x + self.mlp(self.post_attention_layernorm(x), subkey(key, "mlp")), cache
+            return x + in_chunks(self._mlp, x, subkey(key, "mlp"), mlp_chunk), cache
+
+    def _mlp(self, x: Float[Array, "B T D"], key) -> Float[Array, "B T D"]:
+        return self.mlp(self.post_attention_layernorm(x), key)
 
 
 class Decoder(nnx.Module):
@@ -80,6 +100,7 @@ class Decoder(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         *,
         remat: str = "none",
+        mlp_chunk: int = 0,
         key: Array | None = None,
     ) -> Float[Array, "B T D"]:
         """The normalised hidden states.
@@ -90,6 +111,7 @@ class Decoder(nnx.Module):
           segments: which document of its row a token belongs to; all one where None. No attention crosses documents.
             The tokens of a document stand side by side.
           remat: "none", or a key of REMAT_POLICIES.
+          mlp_chunk: tokens that go through an MLP at once, 0 for all.
           key: turns adapter dropout on.
         """
         if positions is None:
@@ -97,7 +119,7 @@ class Decoder(nnx.Module):
         if segments is None:
             segments = jnp.ones_like(tokens)
         context = Context(rope_tables(self.config, positions), document_starts(segments), 0)
-        return self._run(tokens, context, None, remat, key)[0]
+        return self._run(tokens, context, None, remat, key, mlp_chunk)[0]
 
     def step(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
@@ -124,7 +146,7 @@ class Decoder(nnx.Module):
         """float32 logits of every position."""
         return self.logits(self.hidden(tokens, positions, segments))
 
-    def _run(self, tokens, context: Context, cache, remat: str, key):
+    def _run(self, tokens, context: Context, cache, remat: str, key, mlp_chunk: int = 0):
         with jax.named_scope("embedding"):
             x = self.embed_tokens(tokens)
         graphdef, state = nnx.split(self.layers)
@@ -135,14 +157,30 @@ class Decoder(nnx.Module):
 
         def body(carry, xs):
             (x, stacks), (sliced, index, window, key) = carry, xs
+            x = checkpoint_name(x, LAYER_INPUT)
             cache = None if stacks is None else LayerCache(stacks[0], stacks[1], index)
-            x, cache = nnx.merge(graphdef, layer_at(sliced, index))(x, context, window, cache, key)
+            x, cache = nnx.merge(graphdef, layer_at(sliced, index))(x, context, window, cache, key, mlp_chunk)
             return (x, None if cache is None else (cache.k, cache.v)), None
 
         if remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
         (x, cache), _ = lax.scan(body, (x, cache), (sliced, indices, windows, keys))
         return self.norm(x), cache
+
+
+def in_chunks(function: Callable, x: Float[Array, "B T D"], key: Array | None, chunk: int) -> Float[Array, "B T D"]:
+    """`function(x, key)`, which treats tokens one by one, on `chunk` tokens of each row at a time (0: on all).
+
+    In the backward pass, too, what it computes on the way exists for one chunk only.
+    """
+    batch, length, size = x.shape
+    if chunk == 0 or length <= chunk:
+        return function(x, key)
+    padded = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0)))
+    chunks = jnp.moveaxis(padded.reshape(batch, -1, chunk, size), 1, 0)
+    keys = None if key is None else jax.random.split(key, len(chunks))
+    y = lax.map(jax.checkpoint(lambda xs: function(*xs), prevent_cse=False), (chunks, keys))
+    return jnp.moveaxis(y, 0, 1).reshape(batch, -1, size)[:, :length]
 
 
 def _without_packed(state) -> tuple[list, Callable]:

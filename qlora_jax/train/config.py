@@ -167,7 +167,10 @@ class TrainSection(Section):
     batch_size: int = option(1, "sequences in one forward pass", AT_LEAST_ONE)
     grad_accum: int = option(16, "forward passes per optimizer step", AT_LEAST_ONE)
     seq_len: int = option(512, "tokens in a sequence", AT_LEAST_ONE)
-    remat: Literal["full", "none", "dots"] = option("full", "what the backward pass computes again")
+    remat: Literal["full", "none", "dots", "offload"] = option(
+        "full", "what the backward pass computes again; offload keeps the layers' inputs in host memory"
+    )
+    mlp_chunk: int = option(0, "tokens of a sequence that go through an MLP at once; 0 is all", AT_LEAST_ZERO)
     loss_chunk: int = option(256, "tokens whose logits exist at once", AT_LEAST_ONE)
     save_every: int = option(100, "steps between checkpoints", AT_LEAST_ONE)
     eval_every: int = option(100, "steps between evaluations; 0 is only at the end", AT_LEAST_ZERO)

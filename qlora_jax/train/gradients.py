@@ -41,7 +41,7 @@ class Gradients(NamedTuple):
 
 
 def make_gradients(
-    graphdef: nnx.GraphDef, *, remat: str, loss_chunk: int, dtype: Any = None
+    graphdef: nnx.GraphDef, *, remat: str, loss_chunk: int, mlp_chunk: int = 0, dtype: Any = None
 ) -> Callable[..., Gradients]:
     """`gradients(adapters, base, batch, key) -> Gradients`, to be jitted.
 
@@ -52,7 +52,9 @@ def make_gradients(
 
     def loss(adapters, base, batch, key):
         model = nnx.merge(graphdef, adapters, base)
-        hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, remat=remat, key=key)
+        hidden = model.hidden(
+            batch.tokens, batch.positions, batch.segment_ids, remat=remat, mlp_chunk=mlp_chunk, key=key
+        )
         return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk)
 
     def gradients(adapters, base, batch, key) -> Gradients:

@@ -70,6 +70,9 @@ def make_optimizer(tx: optax.GradientTransformation, mask: Any) -> optax.Gradien
 
 def fill_frozen(grads: Any, params: Any) -> Any:
     """Gradients over the whole tree: `grads` where it has them, zeros of the leaf's dtype where it has None."""
-    return jax.tree.map(
-        lambda p, g: jnp.zeros_like(p) if g is None else g, params, grads, is_leaf=lambda node: node is None
-    )
+
+    def fill(p, g):
+        # A packed weight has None for what it does not use: that is no leaf, and stays.
+        return jnp.zeros_like(p) if g is None and p is not None else g
+
+    return jax.tree.map(fill, params, grads, is_leaf=lambda node: node is None)

@@ -101,9 +101,10 @@ def make_paged_step(
     *,
     remat: str,
     loss_chunk: int,
+    mlp_chunk: int = 0,
     gradients: Any = None,
 ) -> PagedStep:
     """The step of `make_train_step` with the optimizer's state in pages; of `base` the structure alone is used."""
-    differentiate = make_gradients(graphdef, remat=remat, loss_chunk=loss_chunk, dtype=gradients)
+    differentiate = make_gradients(graphdef, remat=remat, loss_chunk=loss_chunk, mlp_chunk=mlp_chunk, dtype=gradients)
     update = make_page_update(optimizer, nothing(base))
     return PagedStep(jax.jit(differentiate), update, update)

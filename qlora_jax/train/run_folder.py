@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "train.epochs",
     "train.remat",
     "train.loss_chunk",
+    "train.mlp_chunk",
     "train.save_every",
     "train.eval_every",
     "train.eval_rows",

@@ -127,6 +127,7 @@ def step_and_state(
     options: Any = {
         "remat": config.train.remat,
         "loss_chunk": config.train.loss_chunk,
+        "mlp_chunk": config.train.mlp_chunk,
         "gradients": {"fp32": None, "bf16": jnp.bfloat16}[config.optim.gradients],
     }
     if config.optim.offload == "host":

@@ -48,6 +48,7 @@ def make_train_step(
     *,
     remat: str,
     loss_chunk: int,
+    mlp_chunk: int = 0,
     gradients: Any = None,
 ) -> jax.stages.Wrapped:
     """The jitted `train_step(adapters, opt_state, base, batch, key) -> (adapters, opt_state, metrics)`.
@@ -57,7 +58,7 @@ def make_train_step(
     of scored tokens, so that accumulating equals one larger batch. `key` turns adapter dropout on, None leaves it off.
     metrics: `loss`, `tokens` (scored) and `grad_norm` (before clipping).
     """
-    differentiate = make_gradients(graphdef, remat=remat, loss_chunk=loss_chunk, dtype=gradients)
+    differentiate = make_gradients(graphdef, remat=remat, loss_chunk=loss_chunk, mlp_chunk=mlp_chunk, dtype=gradients)
 
     def train_step(adapters, opt_state, base, batch, key):
         found = differentiate(adapters, base, batch, key)

@@ -8,7 +8,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from qlora_jax.memory.compile import compile_for
+from qlora_jax.memory.compile import compile_for, device_bytes
 from qlora_jax.memory.targets import GPUS
 from tests.aot import sass
 from tests.aot.calls import TRITON, pallas_calls
@@ -52,10 +52,19 @@ def program(kernel, inputs: int, outputs: int):
     return call, (jax.ShapeDtypeStruct((inputs,), jnp.float32),)
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+WITHOUT_PALLAS = [gpu for gpu in GPUS if GPUS[gpu].capability < (8, 0)]
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if gpu not in WITHOUT_PALLAS])
 def test_the_kernel_is_in_the_compiled_program(gpu):
     compiled = compile_for(*program(kernel, TURNS * 128, 128), gpu, forbid_spills=True)
     assert pallas_calls(compiled) == {(TRITON, "tiny")}
+
+
+@pytest.mark.parametrize("gpu", WITHOUT_PALLAS)
+def test_an_older_card_compiles_what_is_no_kernel(gpu):
+    square = jax.ShapeDtypeStruct((128, 128), jnp.bfloat16)
+    assert device_bytes(compile_for(jax.jit(lambda x: jnp.sin(x) @ x), (square,), gpu))["arguments"] == 128 * 128 * 2
 
 
 def test_spills_are_an_error_where_they_are_forbidden():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from qlora_jax.memory import compile as compiling
-from qlora_jax.memory.compile import compile_for
+from qlora_jax.memory.compile import CompilerMissing, compile_for
 
 PROGRAM = jax.jit(jnp.sin), (jax.ShapeDtypeStruct((8,), jnp.float32),)
 
@@ -24,7 +24,7 @@ def compile_error(monkeypatch, message):
 
 
 def test_an_unknown_gpu_is_named():
-    with pytest.raises(ValueError, match="unknown GPU 'rtx9999': known are rtx3090, rtx4090, "):
+    with pytest.raises(ValueError, match="unknown GPU 'rtx9999': known are rtx3060, rtx3090, rtx4070, "):
         compile_for(*PROGRAM, "rtx9999")
 
 
@@ -33,7 +33,7 @@ def test_a_missing_plugin_is_named_with_the_next_step(monkeypatch):
         raise NotImplementedError("topology not implemented for cuda")
 
     monkeypatch.setattr(compiling.topologies, "get_topology_desc", unknown_platform)
-    with pytest.raises(RuntimeError, match=r"needs JAX's CUDA plugin: pip install 'qlora-jax\[aot\]'"):
+    with pytest.raises(CompilerMissing, match=r"needs JAX's CUDA plugin: pip install 'qlora-jax\[plan\]'"):
         compile_for(*PROGRAM, "h200")
 
 
@@ -46,7 +46,7 @@ def test_a_missing_plugin_is_named_with_the_next_step(monkeypatch):
 )
 def test_a_missing_assembler_is_named_with_the_next_step(cpu_for_gpu, monkeypatch, message):
     compile_error(monkeypatch, message)
-    with pytest.raises(RuntimeError, match=r"needs ptxas: pip install 'qlora-jax\[aot\]'"):
+    with pytest.raises(CompilerMissing, match=r"needs ptxas: pip install 'qlora-jax\[plan\]'"):
         compile_for(*PROGRAM, "h200")
 
 

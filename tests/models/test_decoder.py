@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,11 @@ from flax import nnx
 
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import random_model
+from qlora_jax.lora import LoraConfig
 from qlora_jax.models import Decoder, ModelConfig, count_parameters, parameter_specs
+from qlora_jax.models.adapters import TRAINABLE, add_adapters
 from qlora_jax.models.cache import EMPTY, empty_cache
+from qlora_jax.models.decoder import in_chunks
 from tests.tiny_config import CONFIG
 
 
@@ -85,23 +90,52 @@ def test_left_padding_in_the_cache_is_invisible(model):
     np.testing.assert_allclose(model.logits(hidden)[:, 3:], model(text), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_rematerialization_changes_no_gradient(model, remat):
-    from qlora_jax.lora import LoraConfig
-    from qlora_jax.models.adapters import TRAINABLE, add_adapters
-
+@pytest.mark.parametrize(
+    "options", [dict(remat="full"), dict(remat="dots"), dict(remat="offload"), dict(remat="full", mlp_chunk=6)], ids=str
+)
+def test_what_saves_memory_changes_no_gradient(model, options):
     adapted = nnx.clone(model)
     add_adapters(adapted, LoraConfig(rank=4), jax.random.key(0))
     graphdef, adapters, base = nnx.split(adapted, TRAINABLE, ...)
     adapters = jax.tree.map(lambda a: a + 0.01, adapters)
     text = tokens(2, 16)
 
-    def loss(adapters, remat):
-        return jnp.sum(jnp.sin(nnx.merge(graphdef, adapters, base).hidden(text, remat=remat)))
+    def loss(adapters, **options):
+        return jnp.sum(jnp.sin(nnx.merge(graphdef, adapters, base).hidden(text, **options)))
 
-    plain = jax.jit(jax.grad(loss), static_argnums=1)(adapters, "none")
-    kept = jax.jit(jax.grad(loss), static_argnums=1)(adapters, remat)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), plain, kept)
+    plain = jax.jit(jax.grad(loss))(adapters)
+    saved = jax.jit(jax.grad(functools.partial(loss, **options)))(adapters)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), plain, saved)
+
+
+def test_an_mlp_sees_a_chunk_at_a_time():
+    """A length that is no multiple of the chunk; the key differs from chunk to chunk; the order stays."""
+    widths = []
+
+    def function(x, key):
+        widths.append(x.shape)
+        return x + jax.random.uniform(key, ())
+
+    x = jnp.arange(2 * 10 * 3.0).reshape(2, 10, 3)
+    assert len(np.unique(in_chunks(function, jnp.zeros_like(x), jax.random.key(0), 4))) == 3
+    assert set(widths) == {(2, 4, 3)}
+    np.testing.assert_array_equal(in_chunks(lambda x, _: 2 * x, x, None, 4), 2 * x)
+
+
+def test_offloaded_layer_inputs_go_to_the_host(model):
+    adapted = nnx.clone(model)
+    add_adapters(adapted, LoraConfig(rank=4), jax.random.key(0))
+    graphdef, adapters, base = nnx.split(adapted, TRAINABLE, ...)
+
+    def program(remat):
+        def loss(adapters):
+            return nnx.merge(graphdef, adapters, base).hidden(tokens(1, 16), remat=remat).sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(adapters))
+
+    layers, host = CONFIG.num_layers, "f32<host>[{},1,16,64]"
+    assert host.format(layers) in program("offload")
+    assert "<host>" not in program("full")
 
 
 def test_strict_dtype_promotion(model):

@@ -70,9 +70,10 @@ def _pair(first: Float[Array, "rows bytes"], second: Float[Array, "rows bytes"])
 
 
 def _load(ref, layout):
-    """A load from global memory into registers; its signature lost an argument in jax 0.12."""
-    nothing = [()] if "idx" in inspect.signature(plgpu.load).parameters else []
-    return plgpu.load(ref, *nothing, layout=layout, optimized=False)
+    """A load from global memory into registers. Before jax 0.11 an index is required beside the reference."""
+    index = inspect.signature(plgpu.load).parameters.get("idx")
+    required = index is not None and index.default is inspect.Parameter.empty
+    return plgpu.load(ref, *([()] if required else []), layout=layout, optimized=False)
 
 
 def _level(code, levels):
