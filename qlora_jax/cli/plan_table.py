@@ -27,7 +27,7 @@ PARTS = {
     "activations": "activations kept for the backward pass",
     "largest_temporary": "largest temporary: the larger of",
 }
-# The loss comes before a microbatch's gradients do, and has half of the gradients' room to itself.
+# They do not come at the same time.
 TEMPORARIES = {
     "layer": "  one layer's backward pass",
     "logits": "  the loss and one chunk's logits",
@@ -84,7 +84,7 @@ def verdict(report: Report) -> list[str]:
     host = report.breakdown.host
     return [
         f"{word(report, report.peak).capitalize()}: {size(need)} of {size(report.card.capacity)}, {rest}.",
-        *([f"In the host's memory: {size(host)} of activations."] if host else []),
+        *([f"In the host's memory: {size(host)} of activations and optimizer state."] if host else []),
         f"Peak: {report.how}; other methods: arithmetic.",
         f"Largest batch that fits: {_batch(report)} at {section.seq_len} tokens.",
         f"Longest sequence that fits: {_length(report)} at batch {section.batch_size}.",

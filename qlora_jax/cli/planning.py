@@ -110,7 +110,7 @@ def make_report(config: Config, card: Card) -> Report:
     config = with_geometry(config)
     geometry = read_config(Path(config.model.geometry))
     check_length(config, geometry.max_position)
-    planners = {m: Planner(dataclasses.replace(config, method=m), geometry) for m in METHODS}
+    planners = {m: Planner(with_method(config, m), geometry) for m in METHODS}
     planner = planners[config.method]
     section = config.train
     breakdowns = {m: one.at(section.batch_size, section.seq_len) for m, one in planners.items()}
@@ -128,6 +128,12 @@ def make_report(config: Config, card: Card) -> Report:
         longest_sequence=longest_sequence(planner, budget),
         changes=tuple(changes(config, geometry)),
     )
+
+
+def with_method(config: Config, method: Any) -> Config:
+    """The same run by another method. A full fine-tune has no choice of optim.gradients."""
+    optim = dataclasses.replace(config.optim, gradients="fp32") if method == "full" else config.optim
+    return dataclasses.replace(config, method=method, optim=optim)
 
 
 def with_geometry(config: Config) -> Config:

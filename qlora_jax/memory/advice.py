@@ -77,6 +77,8 @@ def candidates(config: Config) -> Iterator[tuple[str, ...]]:
         yield ("train.remat=full",)
     if train.remat == "full":
         yield ("train.remat=offload",)
+    if config.optim.offload == "none":
+        yield ("optim.offload=host",)
     if train.mlp_chunk == 0 or train.mlp_chunk > SMALL_MLP_CHUNK:
         yield (f"train.mlp_chunk={SMALL_MLP_CHUNK}",)
     if train.loss_chunk > SMALL_CHUNK:
@@ -87,6 +89,10 @@ def candidates(config: Config) -> Iterator[tuple[str, ...]]:
         yield from _storage(config)
     else:
         yield ("method=qlora",)
+    if config.optim.moments == "fp32":
+        yield ("optim.moments=bf16",)
+    if config.method != "full" and config.optim.gradients == "fp32":
+        yield ("optim.gradients=bf16",)
     if config.method != "full" and config.lora.rank > 1:
         yield (f"lora.rank={config.lora.rank // 2}",)
     if train.seq_len > LENGTH_STEP:

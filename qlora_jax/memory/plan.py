@@ -22,6 +22,7 @@ from qlora_jax.models.decoder import Decoder
 from qlora_jax.nf4 import NF4Tensor
 from qlora_jax.train.config import Config, DataSection, OptimSection
 from qlora_jax.train.loss import vocab_slices
+from qlora_jax.train.pages import HostState
 
 # How many rows of a token are alive at once in a layer's backward pass, in the computation's dtype: as wide as the
 # hidden state, as the MLP, as the queries, as the keys. Fitted to 7B and 8B at 128 to 16,384 tokens and 1 to 16 rows.
@@ -45,10 +46,10 @@ class Breakdown:
       norms: of the layers and the last one.
       adapters: A, B and their scales.
       optimizer: its state. batch: the tokens of one optimizer step, and the dropout key.
-      gradients: the sum over microbatches and one microbatch's.
+      gradients: one buffer, to which all microbatches add.
       activations: what the forward pass keeps for the backward pass.
       layer: working memory in the backward pass of one layer. logits: working memory of the loss.
-      host: what is kept for the backward pass in the host's memory; no part of the peak.
+      host: what lies in the host's memory, of the activations and of the optimizer's state; no part of the peak.
     """
 
     codes: int = 0
@@ -73,8 +74,8 @@ class Breakdown:
 
     @property
     def largest_temporary(self) -> int:
-        """Working memory at the peak. The loss comes before the microbatch's gradients do, and has their room."""
-        return max(self.layer, self.logits - self.gradients // 2, 0)
+        """Working memory at the peak: of a layer or of the loss, which do not come at the same time."""
+        return max(self.layer, self.logits)
 
     @property
     def peak(self) -> int:
@@ -121,6 +122,10 @@ class Planner:
         self.itemsize = np.dtype(DTYPES[config.model.dtype]).itemsize
         self._state = abstract_state(config, geometry)
         self._fixed = _fixed(self._state)
+        paged = isinstance(self._state.opt_state, HostState)
+        self._moments_on_host = sum(
+            nbytes(leaf) for leaf in jax.tree.leaves(self._state.opt_state) if paged and leaf.ndim
+        )
 
     def at(self, batch_size: int, seq_len: int) -> Breakdown:
         """The breakdown with these in place of the configuration's own `train.batch_size` and `train.seq_len`."""
@@ -129,11 +134,17 @@ class Planner:
         return Breakdown(
             **self._fixed,
             batch=tree_bytes((abstract_batch(config), dropout_key(config))),
-            gradients=2 * tree_bytes(self._state.parts.adapters),
+            gradients=self._gradients(),
             activations=batch_size * kept.in_layers,
             layer=self._layer(batch_size, seq_len),
             logits=self._logits(batch_size * seq_len) + batch_size * kept.after_layers,
-            host=batch_size * kept.on_host,
+            host=batch_size * kept.on_host + self._moments_on_host,
+        )
+
+    def _gradients(self) -> int:
+        narrowed = self.config.optim.gradients == "bf16"
+        return sum(
+            leaf.size * (2 if narrowed else leaf.dtype.itemsize) for leaf in jax.tree.leaves(self._state.parts.adapters)
         )
 
     def _resized(self, batch_size: int, seq_len: int) -> Config:
@@ -189,7 +200,9 @@ def tree_bytes(tree: Any) -> int:
 
 def _fixed(state: AbstractState) -> dict[str, int]:
     """Bytes of base, adapters and optimizer, by the names of Breakdown."""
-    sums: collections.Counter[str] = collections.Counter(optimizer=tree_bytes(state.opt_state))
+    # Of a paged state only counters, a few bytes, are on the device, and not while gradients are computed.
+    optimizer = 0 if isinstance(state.opt_state, HostState) else tree_bytes(state.opt_state)
+    sums: collections.Counter[str] = collections.Counter(optimizer=optimizer)
     leaves = jax.tree_util.tree_leaves_with_path((state.parts.adapters, state.parts.base), is_leaf=_is_packed)
     for path, leaf in leaves:
         if _is_packed(leaf):

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from qlora_jax.io.build import abstract_model
@@ -15,24 +14,26 @@ from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.layers import Frozen
 from qlora_jax.train.config import Config
-from qlora_jax.train.optimizer import adamw, learning_rate
-from qlora_jax.train.setup import lora_config, loss_pieces, quantization
-from qlora_jax.train.step import Parts, TensorBatch, make_train_step, masked_optimizer, split_model
+from qlora_jax.train.gradients import TensorBatch
+from qlora_jax.train.optimizer import learning_rate
+from qlora_jax.train.setup import lora_config, quantization, step_and_state
+from qlora_jax.train.step import Parts, split_model
 
 # The rate's schedule keeps no array, whatever the length of the run.
 STEPS = 1000
 
 
 class AbstractState(NamedTuple):
-    """What a run keeps on the device, as shapes.
+    """What a run keeps between its steps, as shapes, and what a step does with it.
 
     Attributes:
       parts: the model, taken apart; in a full fine-tune all weights are in its `adapters`.
-      optimizer: Optax's transformation. opt_state: its state over `(adapters, base)`.
+      train_step: the jitted step, or a PagedStep.
+      opt_state: Optax's state over `(adapters, base)`, or a HostState.
     """
 
     parts: Parts
-    optimizer: optax.GradientTransformation
+    train_step: Any
     opt_state: Any
 
 
@@ -41,8 +42,8 @@ def abstract_state(config: Config, geometry: ModelConfig) -> AbstractState:
     kind = nnx.Param if config.method == "full" else Frozen
     model = abstract_model(geometry, dtype=DTYPES[config.model.dtype], quantization=quantization(config), kind=kind)
     parts = split_model(model) if config.method == "full" else _with_adapters(model, config)
-    optimizer = masked_optimizer(adamw(config.optim, learning_rate(config.optim, STEPS)), parts)
-    return AbstractState(parts, optimizer, jax.eval_shape(optimizer.init, (parts.adapters, parts.base)))
+    train_step, init = step_and_state(config, parts, learning_rate(config.optim, STEPS))
+    return AbstractState(parts, train_step, jax.eval_shape(init))
 
 
 def _with_adapters(model: Decoder, config: Config) -> Parts:
@@ -72,10 +73,11 @@ def dropout_key(config: Config) -> Any:
 
 
 def abstract_train_step(config: Config) -> tuple[Any, tuple]:
-    """The jitted step and its abstract arguments (adapters, optimizer state, base, batch, key) for `config`."""
-    parts, optimizer, opt_state = abstract_state(config, read_config(Path(config.model.geometry)))
-    section = config.train
-    step = make_train_step(
-        parts.graphdef, optimizer, remat=section.remat, mlp_chunk=section.mlp_chunk, **loss_pieces(config)
-    )
-    return step, (parts.adapters, opt_state, parts.base, abstract_batch(config), dropout_key(config))
+    """The jitted step and its abstract arguments (adapters, optimizer state, base, batch, key) for `config`.
+
+    With optim.offload=host the step is a PagedStep, which lowers and compiles like a jitted function. Its memory is
+    that of its largest program with all that lies on the device meanwhile, without the pages in host memory. Not shown
+    by compiling: that the runtime gives a page's device memory to the next page, and how fast pages come and go.
+    """
+    parts, train_step, opt_state = abstract_state(config, read_config(Path(config.model.geometry)))
+    return train_step, (parts.adapters, opt_state, parts.base, abstract_batch(config), dropout_key(config))

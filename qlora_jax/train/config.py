@@ -141,6 +141,9 @@ class OptimSection(Section):
     beta2: float = option(0.999, "Adam's decay of the squared mean", BELOW_ONE)
     eps: float = option(1e-8, "Adam's epsilon", ABOVE_ZERO)
     clip: float = option(0.3, "largest norm of the gradient; 0 turns clipping off", AT_LEAST_ZERO)
+    moments: Literal["fp32", "bf16"] = option("fp32", "storage of Adam's first moment; the second stays wide")
+    gradients: Literal["fp32", "bf16"] = option("fp32", "storage of the adapters' summed gradient")
+    offload: Literal["none", "host"] = option("none", "host: Adam's moments wait there, a layer's at a time comes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +198,14 @@ class Config(Section):
     data: DataSection = option(DataSection(), "what is learned from")
     optim: OptimSection = option(OptimSection(), "AdamW and its schedule")
     train: TrainSection = option(TrainSection(), "the training loop")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "full" and self.optim.gradients != "fp32":
+            raise ValueError(
+                f"config.optim.gradients={self.optim.gradients!r} is for adapters: with config.method='full' gradients "
+                "have the dtype of the weights, which is config.model.dtype"
+            )
 
 
 SECTIONS: Mapping[str, type[Section]] = {

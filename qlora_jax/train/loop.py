@@ -13,6 +13,7 @@ from qlora_jax.data import eval_batches
 from qlora_jax.train.config import to_dict
 from qlora_jax.train.dataset import Dataset
 from qlora_jax.train.metrics import MetricsLog
+from qlora_jax.train.pages import paged_like, whole_state
 from qlora_jax.train.progress import Progress
 from qlora_jax.train.run_folder import open_checkpoints, start_step
 from qlora_jax.train.setup import Trainer
@@ -147,8 +148,9 @@ class Loop:
         step = start_step(self.trainer.config)
         if step:
             trainer = self.trainer
-            state = self.checkpoints.restore(step, adapters=trainer.parts.adapters, optimizer=trainer.opt_state)
-            trainer.opt_state = state["optimizer"]
+            whole = whole_state(trainer.opt_state)
+            state = self.checkpoints.restore(step, adapters=trainer.parts.adapters, optimizer=whole)
+            trainer.opt_state = paged_like(trainer.opt_state, state["optimizer"])
             trainer.parts = trainer.parts._replace(adapters=state["adapters"])
         return step
 
@@ -162,7 +164,8 @@ class Loop:
             "data": {"seed": trainer.config.seed, "epoch": epoch, "batch": index},
             "config": to_dict(trainer.config),
         }
-        self.checkpoints.save(step, trainer.parts.adapters, trainer.opt_state, meta, metrics)
+        # Pages or not, a checkpoint looks the same: a run may go on with another optim.offload.
+        self.checkpoints.save(step, trainer.parts.adapters, whole_state(trainer.opt_state), meta, metrics)
 
     def _divergence(self, step: int, row: dict[str, float]) -> str:
         saved = self.checkpoints.steps

@@ -19,6 +19,7 @@ MAY_CHANGE = {
     "output_dir",
     "data.samples",
     "model.kernels",
+    "optim.offload",
     "train.steps",
     "train.epochs",
     "train.remat",

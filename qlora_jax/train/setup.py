@@ -1,11 +1,13 @@
 """From a configuration to everything a run needs: model, adapters, optimizer and jitted steps."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -17,6 +19,8 @@ from qlora_jax.models.config import DTYPES
 from qlora_jax.models.layers import Frozen
 from qlora_jax.train.config import Config
 from qlora_jax.train.optimizer import adamw, learning_rate
+from qlora_jax.train.paged_step import PagedStep, make_paged_step
+from qlora_jax.train.pages import init_state
 from qlora_jax.train.step import Parts, make_eval_step, make_train_step, masked_optimizer, split_model
 
 
@@ -28,7 +32,7 @@ class Trainer:
       loaded: the base model, its content hash and folder.
       parts: structure, adapters (replaced after every step) and base.
       targets: adapted modules by Hugging Face path; empty in a full fine-tune.
-      opt_state: Optax state over `(adapters, base)`, empty at the base's leaves.
+      opt_state: Optax state over `(adapters, base)`, empty at the base's leaves; with optim.offload=host a HostState.
     """
 
     config: Config
@@ -37,7 +41,7 @@ class Trainer:
     targets: dict[str, Target]
     opt_state: Any
     schedule: optax.Schedule
-    train_step: jax.stages.Wrapped
+    train_step: jax.stages.Wrapped | PagedStep
     eval_step: jax.stages.Wrapped
 
 
@@ -108,17 +112,32 @@ def make_trainer(config: Config, folder: Path | None, steps: int) -> Trainer:
         targets = add_adapters(loaded.model, lora_config(config), jax.random.key(config.seed))
     parts = split_model(loaded.model)
     schedule = learning_rate(config.optim, steps)
-    optimizer = masked_optimizer(adamw(config.optim, schedule), parts)
-    section = config.train
+    train_step, init = step_and_state(config, parts, schedule)
     return Trainer(
         config=config,
         loaded=loaded,
         parts=parts,
         targets=targets,
-        opt_state=optimizer.init((parts.adapters, parts.base)),
+        opt_state=init(),
         schedule=schedule,
-        train_step=make_train_step(
-            parts.graphdef, optimizer, remat=section.remat, mlp_chunk=section.mlp_chunk, **loss_pieces(config)
-        ),
+        train_step=train_step,
         eval_step=make_eval_step(parts.graphdef, **loss_pieces(config)),
     )
+
+
+def step_and_state(
+    config: Config, parts: Parts, schedule: optax.Schedule
+) -> tuple[jax.stages.Wrapped | PagedStep, Callable[[], Any]]:
+    """The train step that the configuration asks for, and a function that makes its first optimizer state."""
+    optimizer = masked_optimizer(adamw(config.optim, schedule), parts)
+    options: Any = {
+        "remat": config.train.remat,
+        "mlp_chunk": config.train.mlp_chunk,
+        **loss_pieces(config),
+        "gradients": {"fp32": None, "bf16": jnp.bfloat16}[config.optim.gradients],
+    }
+    if config.optim.offload == "host":
+        step = make_paged_step(parts.graphdef, optimizer, parts.base, **options)
+        return step, lambda: init_state(optimizer, parts.adapters, parts.base)
+    init = lambda: optimizer.init((parts.adapters, parts.base))  # noqa: E731
+    return make_train_step(parts.graphdef, optimizer, **options), init

@@ -3,14 +3,13 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import lax
 
 from qlora_jax.lora.tree import lora_mask
 from qlora_jax.models.adapters import TRAINABLE
 from qlora_jax.models.decoder import Decoder
+from qlora_jax.train.gradients import TensorBatch, make_gradients
 from qlora_jax.train.loss import next_token_loss, vocab_slices
 from qlora_jax.train.optimizer import fill_frozen, make_optimizer
 
@@ -38,69 +37,39 @@ def split_model(model: Decoder) -> Parts:
     return Parts(*nnx.split(model, TRAINABLE, ...))
 
 
-class TensorBatch(NamedTuple):
-    """A batch on the device: int32 and bool `[A, B, T]`, see data.Batch."""
-
-    tokens: Any
-    segment_ids: Any
-    positions: Any
-    scored: Any
-
-
-def masked_optimizer(tx: optax.GradientTransformation, parts: Parts) -> optax.GradientTransformation:
+def masked_optimizer(tx: optax.GradientTransformation, parts: Parts) -> optax.GradientTransformationExtraArgs:
     """`tx` over the whole tree `(adapters, base)`, masked to the adapters."""
     return make_optimizer(tx, lora_mask((parts.adapters, parts.base)))
 
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     *,
     remat: str,
     loss_chunk: int,
     vocab_chunk: int = 0,
     mlp_chunk: int = 0,
+    gradients: Any = None,
 ) -> jax.stages.Wrapped:
     """The jitted `train_step(adapters, opt_state, base, batch, key) -> (adapters, opt_state, metrics)`.
 
     adapters and opt_state are donated; base is only read. Gradients are taken with respect to the adapters alone,
-    summed over the microbatches and divided once by the number of scored tokens, so that accumulating equals one
-    larger batch. `key` turns adapter dropout on, None leaves it off. metrics: `loss`, `tokens` (scored) and
-    `grad_norm` (before clipping).
+    summed over the microbatches (in the dtype `gradients`; None: each parameter's own) and divided once by the number
+    of scored tokens, so that accumulating equals one larger batch. `key` turns adapter dropout on, None leaves it off.
+    metrics: `loss`, `tokens` (scored) and `grad_norm` (before clipping).
     """
-
-    def loss(adapters, base, batch, key):
-        model = nnx.merge(graphdef, adapters, base)
-        hidden = model.hidden(
-            batch.tokens, batch.positions, batch.segment_ids, remat=remat, mlp_chunk=mlp_chunk, key=key
-        )
-        slices = vocab_slices(vocab_chunk, model.config.vocab_size)
-        return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk, slices=slices)
+    differentiate = make_gradients(
+        graphdef, remat=remat, loss_chunk=loss_chunk, vocab_chunk=vocab_chunk, mlp_chunk=mlp_chunk, dtype=gradients
+    )
 
     def train_step(adapters, opt_state, base, batch, key):
-        total, count, grads = _accumulate(jax.value_and_grad(loss, has_aux=True), adapters, base, batch, key)
-        scored = jnp.maximum(count, 1).astype(jnp.float32)
-        grads = jax.tree.map(lambda g, p: (g / scored).astype(p.dtype), grads, adapters)
-        metrics = {"loss": total / scored, "tokens": count, "grad_norm": optax.tree.norm(grads)}
-        whole = fill_frozen((grads, jax.tree.map(lambda _: None, base)), (adapters, base))
-        updates, opt_state = optimizer.update(whole, opt_state, (adapters, base))
-        return optax.apply_updates(adapters, updates[0]), opt_state, metrics
+        found = differentiate(adapters, base, batch, key)
+        whole = fill_frozen((found.mean(like=adapters), jax.tree.map(lambda _: None, base)), (adapters, base))
+        updates, opt_state = optimizer.update(whole, opt_state, (adapters, base), norm=found.metrics["grad_norm"])
+        return optax.apply_updates(adapters, updates[0]), opt_state, found.metrics
 
     return jax.jit(train_step, donate_argnums=(0, 1))
-
-
-def _accumulate(value_and_grad, adapters, base, batch: TensorBatch, key):
-    """Loss sum, scored tokens and gradient sum over the microbatches."""
-
-    def body(carry, xs):
-        microbatch, index = xs
-        dropout = None if key is None else jax.random.fold_in(key, index)
-        (total, count), grads = value_and_grad(adapters, base, microbatch, dropout)
-        return jax.tree.map(jnp.add, carry, (total, count, grads)), None
-
-    zeros = (jnp.float32(0), jnp.int32(0), jax.tree.map(jnp.zeros_like, adapters))
-    carry, _ = lax.scan(body, zeros, (batch, jnp.arange(batch.tokens.shape[0])))
-    return carry
 
 
 def make_eval_step(graphdef: nnx.GraphDef, *, loss_chunk: int, vocab_chunk: int = 0) -> jax.stages.Wrapped:

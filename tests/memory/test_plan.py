@@ -58,7 +58,7 @@ def test_every_part_of_the_7b_config():
         "adapters": adapters * 4 + 2 * 32 * 4,
         "optimizer": 2 * adapters * 4 + 2 * 4,  # two moments, and the steps counted by Adam and by the schedule
         "batch": 16 * 512 * (3 * 4 + 1),
-        "gradients": 2 * adapters * 4,
+        "gradients": adapters * 4,
     }
     inputs = 32 * 512 * 4096 * 2  # of every layer, in bf16
     assert inputs <= residual < 1.01 * inputs
@@ -71,6 +71,8 @@ def test_every_part_of_the_7b_config():
         ("quant.embedding=int8", "train.vocab_chunk=512"),
         ("method=lora", "lora.targets=q_proj"),
         ("method=full", "optim.clip=0"),
+        ("optim.moments=bf16", "optim.gradients=bf16"),
+        ("optim.moments=bf16", "optim.offload=host"),
     ],
     ids=",".join,
 )
@@ -95,10 +97,10 @@ def test_parts_add_up_to_the_peak():
     assert one.peak - one.arguments == one.gradients + one.activations + one.largest_temporary
 
 
-def test_the_loss_may_be_the_largest_temporary_and_has_the_gradients_room():
+def test_the_loss_may_be_the_largest_temporary():
     one = plan(tiny("train.loss_chunk=128"), GEOMETRY)
     assert one.logits > one.layer
-    assert one.largest_temporary == max(one.layer, one.logits - one.gradients // 2)
+    assert one.largest_temporary == one.logits
     assert one.logits >= 128 * GEOMETRY.vocab_size * 4
 
 
@@ -115,6 +117,19 @@ def test_what_is_offloaded_lies_in_the_hosts_memory():
     assert (here.host, there.host) == (0, inputs)
     assert here.activations - there.activations == inputs == here.peak - there.peak
     assert "host" not in there.parts()
+
+
+def test_storage_of_the_optimizer():
+    wide, narrow, paged = (
+        plan(tiny(*overrides), GEOMETRY)
+        for overrides in [(), ("optim.moments=bf16", "optim.gradients=bf16"), ("optim.offload=host",)]
+    )
+    count, counters = wide.gradients // 4, 2 * 4
+    assert (wide.optimizer, narrow.optimizer, paged.optimizer) == (8 * count + counters, 6 * count + counters, 0)
+    assert (wide.gradients, narrow.gradients, paged.gradients) == (4 * count, 2 * count, 4 * count)
+    # Each page has counters of its own, which lie on the device but are too few to be counted.
+    assert (wide.host, narrow.host) == (0, 0)
+    assert paged.host == 8 * count
 
 
 def test_an_mlp_in_chunks_of_tokens_needs_less():
@@ -138,17 +153,25 @@ def test_candidates_come_with_the_least_harm_first():
     assert [one for one in candidates(config) if not one[0].startswith(("quant.lm_head", "quant.embedding"))] == [
         ("train.batch_size=1", "train.grad_accum=4"),
         ("train.remat=full",),
+        ("optim.offload=host",),
         ("train.mlp_chunk=1024",),
         ("train.loss_chunk=64",),
         ("train.vocab_chunk=4096",),
         ("quant.double=true",),
+        ("optim.moments=bf16",),
+        ("optim.gradients=bf16",),
         ("lora.rank=2",),
         ("train.seq_len=64",),
     ]
     assert ("quant.lm_head=nf4",) in candidates(config)
     least = tiny("method=full", "train.batch_size=1", "train.loss_chunk=64", "train.mlp_chunk=1024")
     least = changed(least, ("train.vocab_chunk=512",))
-    assert list(candidates(least)) == [("train.remat=offload",), ("method=qlora",)]
+    assert list(candidates(least)) == [
+        ("train.remat=offload",),
+        ("optim.offload=host",),
+        ("method=qlora",),
+        ("optim.moments=bf16",),
+    ]
 
 
 def test_what_a_tied_model_cannot_have_is_not_advised():

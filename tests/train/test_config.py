@@ -113,6 +113,9 @@ def test_a_new_length_replaces_the_files_own(file, override, length):
             "--config.optim.schedule=step",
             "config.optim.schedule='step': expected 'constant' or 'linear' or 'cosine'",
         ),
+        ("--config.optim.moments=int8", "config.optim.moments='int8': expected 'fp32' or 'bf16'"),
+        ("--config.optim.gradients=fp16", "config.optim.gradients='fp16': expected 'fp32' or 'bf16'"),
+        ("--config.optim.offload=disk", "config.optim.offload='disk': expected 'none' or 'host'"),
         ("--config.optim.learning_rate=inf", "config.optim.learning_rate=inf: expected a finite number"),
         ("--config.data.packing=yes", "config.data.packing='yes': expected true or false"),
         ("--config.data.eval=1.5", "config.data.eval=1.5: expected text or a finite number between 0 and 1"),
@@ -157,6 +160,12 @@ def test_bad_construction(make, message):
 def test_a_storage_that_does_not_exist(name):
     with pytest.raises(ValueError, match=f"config.quant.{name}='int4': expected 'none' or 'nf4' or 'int8'"):
         QuantSection(**{name: "int4"})
+
+
+def test_gradients_of_a_full_fine_tune_have_the_weights_dtype():
+    with pytest.raises(ValueError, match="optim.gradients='bf16' is for adapters: .* which is config.model.dtype"):
+        Config(method="full", optim=OptimSection(gradients="bf16"))
+    assert Config(method="full", optim=OptimSection(moments="bf16", offload="host")).method == "full"
 
 
 def test_a_config_cannot_be_changed():

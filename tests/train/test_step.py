@@ -17,17 +17,18 @@ from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.layers import Frozen
 from qlora_jax.train.config import OptimSection
 from qlora_jax.train.loss import next_token_loss
-from qlora_jax.train.optimizer import adamw, clipping, fill_frozen, learning_rate, make_optimizer
+from qlora_jax.train.optimizer import adamw, clip_by_norm, clipping, fill_frozen, learning_rate, make_optimizer
 from qlora_jax.train.step import TensorBatch, make_train_step, masked_optimizer, split_model
 from tests import tiny_config
 
 CONFIG = dataclasses.replace(tiny_config.CONFIG, num_layers=2, windows=(0, 0))
 
 
-def make_parts(dropout=0.0, quantization=Quantization(), kind=Frozen):  # noqa: B008 (frozen)
-    model = random_model(CONFIG, 0, dtype="float32", quantization=quantization, kind=kind).model
+def make_parts(dropout=0.0, quantization=Quantization(), kind=Frozen, layers=2, **adapters):  # noqa: B008 (frozen)
+    config = dataclasses.replace(CONFIG, num_layers=layers, windows=(0,) * layers)
+    model = random_model(config, 0, dtype="float32", quantization=quantization, kind=kind).model
     if kind is Frozen:
-        add_adapters(model, LoraConfig(rank=4, dropout=dropout), jax.random.key(1))
+        add_adapters(model, LoraConfig(**{"rank": 4, "dropout": dropout, **adapters}), jax.random.key(1))
     return split_model(model)
 
 
@@ -215,9 +216,20 @@ def test_clipping_bounds_the_gradient_and_0_turns_it_off():
     for section in sections:
         # SGD instead of Adam shows the clipped gradient itself.
         clip = optax.chain(*clipping(section), optax.sgd(1.0))
-        updates, _ = clip.update(grads, clip.init(grads), grads)
+        updates, _ = clip.update(grads, clip.init(grads), grads, norm=optax.tree.norm(grads))
         sizes.append(float(optax.tree.norm(updates)))
     np.testing.assert_allclose(sizes, [0.3, 20.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.01, 10.0])
+def test_clipping_by_a_given_norm_is_optax_own(size):
+    grads = {"w": jnp.full((4,), size), "v": jnp.arange(3.0) * size}
+    ours, theirs = clip_by_norm(0.3), optax.clip_by_global_norm(0.3)
+    expected, _ = theirs.update(grads, theirs.init(grads))
+    for name in grads:  # a part of the gradient is clipped as in the whole
+        part = {name: grads[name]}
+        clipped, _ = ours.update(part, ours.init(part), norm=optax.tree.norm(grads))
+        np.testing.assert_array_equal(clipped[name], expected[name])
 
 
 def test_adamw_is_optax_own():
