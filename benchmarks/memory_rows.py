@@ -104,4 +104,19 @@ ROWS = (
     long_row(24, 78_475),
     long_row(48, 191_728),
     long_row(80, 342_733),
+    Row(
+        name="LLaMA-33B on 24 GB",
+        adapters="r 64 all-linear",
+        tokens="512",
+        config="65b",
+        overrides=(
+            "model.geometry=geometry/llama-33b.json",
+            "lora.rank=64",
+            "optim.offload=host",
+            "optim.gradients=bf16",
+        ),
+        limit=24 * GB - CONTEXT,
+        gpus=("rtx4090",),
+        peer="QLoRA's paper: 33B on 24 GB, paged",
+    ),
 )

@@ -2,9 +2,9 @@
 
     pip install -e '.[plan]'; JAX_PLATFORMS=cpu python benchmarks/memory_targets.py [--row N …]
 
-Compiles the rows of benchmarks/memory_rows.py for their cards, without a GPU, and prints them. All of them together are
-written to benchmarks/results/memory-targets.json and to docs/memory.md. A test compiles every row with few layers and
-holds it to that file. Exit code 1 where a row misses its target.
+Compiles the rows of benchmarks/memory_rows.py for their cards, without a GPU, and prints them. They are written to
+benchmarks/results/memory-targets.json, where they take the place of older figures, and to docs/memory.md. A test
+compiles every row with few layers and holds it to that file. Exit code 1 where a row misses its target.
 """
 
 import argparse
@@ -84,8 +84,11 @@ def table(rows: list[dict]) -> str:
 
 
 def write(rows: list[dict]) -> None:
-    """The result file, and the table between the page's markers."""
+    """The result file, and the table between the page's markers; rows that were not measured now stay as they were."""
     versions = {name: version(name) for name in ("jax", "jaxlib", "jax-cuda13-plugin")}
+    old = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    known = {(row["index"], row["gpu"]): row for row in (*old, *rows)}
+    rows = [known[index, gpu] for index, row in enumerate(ROWS) for gpu in row.gpus if (index, gpu) in known]
     RESULT.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
     marked = re.compile(r"(<!-- memory-table: begin -->\n).*(<!-- memory-table: end -->)", re.DOTALL)
     PAGE.write_text(marked.sub(lambda m: m[1] + table(rows) + m[2], PAGE.read_text()))
@@ -100,8 +103,7 @@ def main() -> int:
         for gpu in row.gpus:
             rows.append(result(row, gpu))
             print(table(rows[-1:]).splitlines()[-1], flush=True)
-    if len(chosen) == len(ROWS):
-        write(rows)
+    write(rows)
     return 0 if all(row["passed"] for row in rows) else 1
 
 

@@ -13,6 +13,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 PARAMETERS = {
     "llama-7b": 6_738_415_616,
+    "llama-33b": 32_528_943_616,
     "llama-65b": 65_285_660_672,
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
