@@ -70,7 +70,10 @@ def make_gradients(
 
         # What is differentiated by: the adapters, or taps that lend the gradient their dtype.
         variables = adapters if dtype is None else jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), adapters)
-        total, count, sums = _accumulate(loss_of, variables, base, batch, key)
+        # A scan over slices of a head that is trained: JAX (0.10 to 0.12) hands the head's buffer the features' part.
+        sliced = vocab_chunk > 0 and _holds_head(variables)
+        accumulate = _accumulate_apart if sliced else _accumulate
+        total, count, sums = accumulate(loss_of, variables, base, batch, key)
         scored = jnp.maximum(count, 1).astype(jnp.float32)
         found = Gradients(sums, scored, {"loss": total / scored, "tokens": count})
         found.metrics["grad_norm"] = optax.tree.norm(found.mean(like=adapters))
@@ -103,3 +106,22 @@ def _accumulate(loss, variables, base, batch: TensorBatch, key):
     start = jnp.float32(0), jnp.int32(0)
     (total, count), _ = lax.scan(body, start, (batch, jnp.arange(batch.tokens.shape[0])))
     return total, count, structure.unflatten([jax.ref.freeze(ref) for ref in sums])
+
+
+def _accumulate_apart(loss, variables, base, batch: TensorBatch, key):
+    """`_accumulate` with a microbatch's own gradient beside the sum."""
+
+    def body(carry, xs):
+        microbatch, index = xs
+        dropout = None if key is None else jax.random.fold_in(key, index)
+        (total, count), found = jax.value_and_grad(loss, has_aux=True)(variables, base, microbatch, dropout)
+        return jax.tree.map(jnp.add, carry, (total, count, found)), None
+
+    start = (jnp.float32(0), jnp.int32(0), jax.tree.map(jnp.zeros_like, variables))
+    return lax.scan(body, start, (batch, jnp.arange(batch.tokens.shape[0])))[0]
+
+
+def _holds_head(variables: Any) -> bool:
+    """Whether the output layer, or the table that it is tied to, is among what is trained."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    return any("lm_head" in path or "embed_tokens" in path for path in paths)

@@ -241,3 +241,22 @@ def test_adamw_is_optax_own():
     )
     updates = [tx.update(grads, tx.init(params), params)[0]["w"] for tx in (ours, theirs)]
     np.testing.assert_array_equal(*updates)
+
+
+@pytest.mark.parametrize("trained", ["full", "adapter on the head"])
+def test_slices_of_a_trained_head_change_no_step(trained):
+    """Gradients of the output layer itself, and of an adapter on it, are those of the whole vocabulary at once."""
+    if trained == "full":
+        parts = make_parts(quantization=None, kind=nnx.Param)
+    else:
+        model = random_model(CONFIG, 0, dtype="float32", quantization=Quantization()).model
+        add_adapters(model, LoraConfig(rank=4, targets=("q_proj", "lm_head")), jax.random.key(1))
+        parts = split_model(model)
+    optimizer = masked_optimizer(optax.sgd(0.5), parts)
+
+    def stepped(vocab_chunk):
+        step = make_train_step(parts.graphdef, optimizer, remat="full", loss_chunk=16, vocab_chunk=vocab_chunk)
+        adapters = jax.tree.map(jnp.copy, parts.adapters)
+        return step(adapters, optimizer.init((adapters, parts.base)), parts.base, make_batch(), None)[0]
+
+    assert_trees_close(stepped(0), stepped(32), rtol=1e-4, atol=1e-6)
