@@ -21,6 +21,7 @@ from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.nf4 import NF4Tensor
 from qlora_jax.train.config import Config, DataSection, OptimSection
+from qlora_jax.train.gradients import needs_own_buffers
 from qlora_jax.train.loss import vocab_slices
 from qlora_jax.train.pages import HostState
 
@@ -46,7 +47,7 @@ class Breakdown:
       norms: of the layers and the last one.
       adapters: A, B and their scales.
       optimizer: its state. batch: the tokens of one optimizer step, and the dropout key.
-      gradients: one buffer, to which all microbatches add.
+      gradients: one buffer, to which all microbatches add; two where a head is trained in slices.
       activations: what the forward pass keeps for the backward pass.
       layer: working memory in the backward pass of one layer. logits: working memory of the loss.
       host: what lies in the host's memory, of the activations and of the optimizer's state; no part of the peak.
@@ -142,10 +143,9 @@ class Planner:
         )
 
     def _gradients(self) -> int:
-        narrowed = self.config.optim.gradients == "bf16"
-        return sum(
-            leaf.size * (2 if narrowed else leaf.dtype.itemsize) for leaf in jax.tree.leaves(self._state.parts.adapters)
-        )
+        narrowed, trained = self.config.optim.gradients == "bf16", self._state.parts.adapters
+        buffers = 2 if needs_own_buffers(trained, self.config.train.vocab_chunk) else 1
+        return buffers * sum(leaf.size * (2 if narrowed else leaf.dtype.itemsize) for leaf in jax.tree.leaves(trained))
 
     def _resized(self, batch_size: int, seq_len: int) -> Config:
         section = dataclasses.replace(self.config.train, batch_size=batch_size, seq_len=seq_len)

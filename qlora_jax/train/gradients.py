@@ -70,9 +70,7 @@ def make_gradients(
 
         # What is differentiated by: the adapters, or taps that lend the gradient their dtype.
         variables = adapters if dtype is None else jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), adapters)
-        # A scan over slices of a head that is trained: JAX (0.10 to 0.12) hands the head's buffer the features' part.
-        sliced = vocab_chunk > 0 and _holds_head(variables)
-        accumulate = _accumulate_apart if sliced else _accumulate
+        accumulate = _accumulate_apart if needs_own_buffers(variables, vocab_chunk) else _accumulate
         total, count, sums = accumulate(loss_of, variables, base, batch, key)
         scored = jnp.maximum(count, 1).astype(jnp.float32)
         found = Gradients(sums, scored, {"loss": total / scored, "tokens": count})
@@ -121,7 +119,10 @@ def _accumulate_apart(loss, variables, base, batch: TensorBatch, key):
     return lax.scan(body, start, (batch, jnp.arange(batch.tokens.shape[0])))[0]
 
 
-def _holds_head(variables: Any) -> bool:
-    """Whether the output layer, or the table that it is tied to, is among what is trained."""
+def needs_own_buffers(variables: Any, vocab_chunk: int) -> bool:
+    """Whether a microbatch's gradient cannot be added in place: a head, or a table tied to it, is trained in slices.
+
+    In a scan over slices JAX (0.10 to 0.12) hands the buffer of a 16-bit head the float32 gradient of the features.
+    """
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
-    return any("lm_head" in path or "embed_tokens" in path for path in paths)
+    return vocab_chunk > 0 and any("lm_head" in path or "embed_tokens" in path for path in paths)

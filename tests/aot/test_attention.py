@@ -10,6 +10,7 @@ import pytest
 from qlora_jax.kernels.attention import attend, hopper
 from qlora_jax.memory.compile import compile_for, device_bytes
 from qlora_jax.memory.targets import GPUS
+from tests.aot.budgets import ALL
 
 SCALE = 0.1
 
@@ -41,7 +42,7 @@ def test_lowers_for_cuda():
     assert text.count("stablehlo.while") >= 4
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("gpu", ALL)
 @pytest.mark.parametrize("shape", [{}, dict(heads=8, kv_heads=8, head_dim=64), dict(length=1000)], ids=str)
 def test_compiles_for(gpu, shape):
     compiled = compile_or_skip(shapes(**shape), gpu)
@@ -49,7 +50,7 @@ def test_compiles_for(gpu, shape):
     assert ("mosaic_gpu" in compiled.as_text()) == kernel
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("gpu", ALL)
 def test_memory_on_a_gpu_is_linear(gpu):
     few, many = (device_bytes(compile_or_skip(shapes(length), gpu))["temporaries"] for length in (4096, 8192))
     assert many <= 2.1 * few
