@@ -122,7 +122,8 @@ def _accumulate_apart(loss, variables, base, batch: TensorBatch, key):
 def needs_own_buffers(variables: Any, vocab_chunk: int) -> bool:
     """Whether a microbatch's gradient cannot be added in place: a head, or a table tied to it, is trained in slices.
 
-    In a scan over slices JAX (0.10 to 0.12) hands the buffer of a 16-bit head the float32 gradient of the features.
+    jax 0.10.2 then hands the head's buffer the gradient of the features, and fails; seen with the 7B geometry, not with
+    small ones (tests/aot/test_plan.py compiles that step).
     """
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     return vocab_chunk > 0 and any("lm_head" in path or "embed_tokens" in path for path in paths)

@@ -260,6 +260,6 @@ def test_slices_of_a_trained_head_change_no_step(trained, dtype):
         adapters = jax.tree.map(jnp.copy, parts.adapters)
         return step(adapters, optimizer.init((adapters, parts.base)), parts.base, make_batch(), None)[0]
 
-    tolerance = 1e-4 if dtype == "float32" else 0.02
+    rtol, atol = (1e-4, 1e-6) if dtype == "float32" else (0.02, 1e-3)
     wide = [jax.tree.map(lambda a: a.astype(jnp.float32), stepped(n)) for n in (0, 32)]
-    assert_trees_close(*wide, rtol=tolerance, atol=tolerance / 100)
+    assert_trees_close(*wide, rtol=rtol, atol=atol)
