@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/13b.py [--config.model.path=DIR]
 GPU:     one of 12 GB or more
-Memory:  8.95 GB, the compiled peak of the train step for h200 (512 tokens)
+Memory:  8.68 GB, the compiled peak of the train step for h200 (512 tokens)
 Time:    not yet measured on a GPU
 """
 

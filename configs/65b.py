@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/65b.py [--config.model.path=DIR]
 GPU:     one of 48 GB or more, e.g. L40S or RTX A6000
-Memory:  39.74 GB, the compiled peak of the train step for h200 (512 tokens)
+Memory:  38.95 GB, the compiled peak of the train step for h200 (512 tokens)
 Time:    not yet measured on a GPU
 """
 

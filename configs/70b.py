@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/70b.py [--config.model.path=DIR]
 GPU:     one of 48 GB or more, e.g. L40S or RTX A6000
-Memory:  45.04 GB, the compiled peak of the train step for h200 (512 tokens)
+Memory:  44.19 GB, the compiled peak of the train step for h200 (512 tokens)
 Time:    not yet measured on a GPU
 """
 

@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/7b.py [--config.model.path=DIR]
 GPU:     one of 6 GB or more
-Memory:  3.93 GB, the compiled peak of the train step for h200 (512 tokens)
+Memory:  3.91 GB, the compiled peak of the train step for h200 (512 tokens)
 Quality: the embedding in 4 bits and the output layer in 8 save 0.33 GB; on the demo's base they cost less than 0.01
          nats of held-out loss, and 4 bits in the output layer 0.02 (benchmarks/results/head-quality.json)
 Time:    not yet measured on a GPU

@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/8b.py [--config.model.path=DIR]
 GPU:     one of 12 GB or more
-Memory:  5.36 GB, the compiled peak of the train step for h200 (512 tokens)
+Memory:  5.19 GB, the compiled peak of the train step for h200 (512 tokens)
 Quality: the embedding and the output layer in 4 bits save 1.56 GB; on the demo's base that costs 0.01 nats of held-out
          loss (benchmarks/results/head-quality.json), with lm_head="int8" nothing that can be measured
 Time:    not yet measured on a GPU
