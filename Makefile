@@ -47,6 +47,7 @@ test-no-torch: .venv-notorch/stamp
 # What needs no GPU to be known about one: kernels and whole steps are compiled to machine code, which is counted.
 test-aot: .venv-aot/stamp
 	AOT_REQUIRED=1 .venv-aot/bin/python -m pytest -n 2 tests/aot
+	.venv-aot/bin/python -m pytest -n 2 tests/kernels/test_attention_on_gpus.py
 
 # The same kernels through the plugin for CUDA 12, whose compiler is another one.
 test-cuda12: .venv-cuda12/stamp
