@@ -12,7 +12,6 @@ import subprocess
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from unittest import mock
 
 import jax
 
@@ -72,8 +71,13 @@ def compile_kernels(
     Args:
       folder: an empty one for what the compilers leave behind.
     """
-    with mock.patch.dict(os.environ, MOSAIC_GPU_DUMP_TO=str(folder)):
+    # Set and removed by hand: mock.patch.dict would also undo what importing Mosaic adds to the environment meanwhile,
+    # the path of its runtime library, and the next Mosaic kernel of this process would not link.
+    os.environ["MOSAIC_GPU_DUMP_TO"] = str(folder)
+    try:
         compiled = compile_for(function, arguments, gpu, forbid_spills=True, dump_to=folder)
+    finally:
+        del os.environ["MOSAIC_GPU_DUMP_TO"]
     files = [path for path in sorted(folder.glob("*.ptx")) if ".entry" in path.read_text()]
     return compiled, [kernel for path in files for kernel in assemble(path)]
 
