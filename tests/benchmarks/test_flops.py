@@ -1,5 +1,6 @@
 """The stated number of operations is what the traced step contains."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,23 +12,10 @@ from benchmarks.gpu.flops import forward_flops, train_flops
 from qlora_jax.io.build import Quantization, abstract_model
 from qlora_jax.lora import LoraConfig
 from qlora_jax.models.adapters import add_adapters
-from qlora_jax.models.config import ModelConfig
 from qlora_jax.train.loss import next_token_loss
+from tests import tiny_config
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    max_position=256,
-    windows=(0, 0, 0),
-)
+CONFIG = dataclasses.replace(tiny_config.CONFIG, windows=(0, 0, 0))
 BATCH, LENGTH, CHUNK, RANK = 2, 24, 16, 4
 
 
