@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
 
 from benchmarks.memory_rows import ROWS, Row  # noqa: E402
+from qlora_jax.io.hf import read_config  # noqa: E402
 from qlora_jax.memory.compile import compile_for, device_bytes  # noqa: E402
+from qlora_jax.memory.plan import plan  # noqa: E402
 from qlora_jax.memory.train_step import abstract_train_step  # noqa: E402
 from qlora_jax.train.config import Config, load_config  # noqa: E402
 
@@ -44,11 +46,11 @@ def config_of(row: Row, layers: int | None, folder: Path) -> Config:
 
 
 def measure(row: Row, gpu: str, layers: int | None = None) -> dict[str, int]:
-    """The bytes of the row's compiled step, with all its layers or with fewer; `host`: of temporaries kept there."""
+    """The bytes of the row's compiled step, with all its layers or with fewer; `host`: what lies there, by the plan."""
     with tempfile.TemporaryDirectory() as folder:
-        compiled = compile_for(*abstract_train_step(config_of(row, layers, Path(folder))), gpu)
-    host = getattr(compiled.memory_analysis(), "host_temp_size_in_bytes", 0)
-    return {**device_bytes(compiled), "host": host}
+        config = config_of(row, layers, Path(folder))
+        compiled = compile_for(*abstract_train_step(config), gpu)
+        return {**device_bytes(compiled), "host": plan(config, read_config(Path(config.model.geometry))).host}
 
 
 def result(row: Row, gpu: str) -> dict:

@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/65b.py [--config.model.path=DIR]
 GPU:     one of 48 GB or more, e.g. L40S or RTX A6000
-Memory:  38.95 GB, the compiled peak of the train step for h200 (512 tokens)
+Memory:  38.56 GB, the compiled peak of the train step for h200 (512 tokens)
 Time:    not yet measured on a GPU
 """
 
@@ -10,7 +10,7 @@ from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSectio
 
 config = Config(
     output_dir="runs/65b",
-    model=ModelSection(path="huggyllama/llama-65b", geometry="geometry/llama-65b.json"),
+    model=ModelSection(path="huggyllama/llama-65b", geometry="geometry/llama-65b.json", embedding="host"),
     lora=LoraSection(rank=16, alpha=16, targets="all-linear"),
     data=DataSection(train="yahma/alpaca-cleaned", eval=0.02),
     optim=OptimSection(learning_rate=1e-4),  # half of the smaller models' rate from 30B on: arXiv 2305.14314

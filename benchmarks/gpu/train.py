@@ -18,9 +18,10 @@ from qlora_jax.lora import resolve_targets
 from qlora_jax.memory.compile import device_bytes
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models import linear_modules
+from qlora_jax.train.batch import TensorBatch
 from qlora_jax.train.config import Config, LoraSection, ModelSection, TrainSection
 from qlora_jax.train.setup import lora_config
-from qlora_jax.train.step import TensorBatch, make_eval_step
+from qlora_jax.train.step import make_eval_step
 
 PEAK_BAR, MEMORY_BAR = (">=", 0.60), ("within", 0.05)
 LEAST = 60  # seconds that compiling and timing a step may need

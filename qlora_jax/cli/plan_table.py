@@ -84,7 +84,7 @@ def verdict(report: Report) -> list[str]:
     host = report.breakdown.host
     return [
         f"{word(report, report.peak).capitalize()}: {size(need)} of {size(report.card.capacity)}, {rest}.",
-        *([f"In the host's memory: {size(host)} of activations and optimizer state."] if host else []),
+        *([f"In the host's memory: {size(host)} of activations, optimizer state and embedding."] if host else []),
         f"Peak: {report.how}; other methods: arithmetic.",
         f"Largest batch that fits: {_batch(report)} at {section.seq_len} tokens.",
         f"Longest sequence that fits: {_length(report)} at batch {section.batch_size}.",

@@ -17,6 +17,7 @@ from qlora_jax.io.peft import write_adapter
 from qlora_jax.io.save import write_model
 from qlora_jax.models.adapters import adapter_count
 from qlora_jax.models.config import DTYPES, ModelConfig
+from qlora_jax.models.host_table import with_table_on_device
 from qlora_jax.models.parameters import count_parameters
 from qlora_jax.train.config import Config
 from qlora_jax.train.dataset import Dataset, prepare, random_tokens
@@ -102,7 +103,8 @@ def _dataset(config: Config, tokenizer, geometry: ModelConfig) -> Dataset:
 
 def _generator(trainer: Trainer, tokenizer) -> Generator:
     parts = trainer.parts
-    return Generator(parts.graphdef, parts.adapters, parts.base, stop_ids=[tokenizer.eos_token_id])
+    base = with_table_on_device(parts.base)
+    return Generator(parts.graphdef, parts.adapters, base, stop_ids=[tokenizer.eos_token_id])
 
 
 def _exact_match(config: Config, dataset: Dataset, tokenizer):

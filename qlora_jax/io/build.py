@@ -15,12 +15,15 @@ from qlora_jax.int8.tensor import int8_shapes
 from qlora_jax.lora.init import key_for
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.host_table import HostTable, check_host_table
 from qlora_jax.models.layers import Frozen
 from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
 from qlora_jax.models.storage import STORAGES
 from qlora_jax.nf4 import NF4Tensor
 from qlora_jax.nf4.rows import check_rows
 from qlora_jax.nf4.tensor import packed_shapes
+
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 # Gives a parameter by its Hugging Face name: a host array, or an NF4Tensor where it is stored packed.
 Read = Callable[[str, Spec], Any]
@@ -47,7 +50,7 @@ class Quantization:
 
     def storage(self, path: str, spec: Spec) -> str:
         """How the parameter at `path` is stored, one of STORAGES."""
-        others = {"lm_head.weight": self.lm_head, "embed_tokens.weight": self.embedding}
+        others = {HEAD: self.lm_head, EMBEDDING: self.embedding}
         return "nf4" if spec.projection else others.get(path, "none")
 
     def check(self, config: ModelConfig) -> None:
@@ -57,7 +60,7 @@ class Quantization:
                 f"quant.lm_head={self.lm_head!r}: this {config.family} model's output layer is its embedding, and is "
                 f"stored once: set quant.embedding={self.lm_head!r} (now {self.embedding!r}), and leave quant.lm_head"
             )
-        for path, name in (("embed_tokens.weight", "embedding"), ("lm_head.weight", "lm_head")):
+        for path, name in ((EMBEDDING, "embedding"), (HEAD, "lm_head")):
             spec = parameter_specs(config).get(path)
             if spec and self.storage(path, spec) == "nf4":
                 check_rows(spec.shape, f"quant.{name}")
@@ -78,6 +81,14 @@ class Quantization:
         return int8_shapes(plain.shape, plain.dtype) if storage == "int8" else plain
 
 
+def check_storage(config: ModelConfig, quantization: Quantization | None, host_embedding: bool) -> None:
+    """Refuses what a model of this geometry cannot have. Raises ValueError."""
+    if quantization is not None:
+        quantization.check(config)
+    if host_embedding:
+        check_host_table(config)
+
+
 def build_model(
     config: ModelConfig,
     read: Read,
@@ -85,6 +96,7 @@ def build_model(
     dtype: str,
     quantization: Quantization | None,
     kind: type[nnx.Variable] = Frozen,
+    host_embedding: bool = False,
 ) -> Decoder:
     """A decoder from whatever `read` returns.
 
@@ -92,14 +104,17 @@ def build_model(
       dtype: "bfloat16", "float16" or "float32", for everything that is not packed and for what packed weights give.
       quantization: None leaves every weight as it is read.
       kind: Flax variable type of the weights (see Decoder).
+      host_embedding: leaves the embedding in host memory, as a HostTable.
 
     Raises:
       ValueError: a storage that a model of this geometry, or a weight that is read packed, cannot have.
     """
-    if quantization is not None:
-        quantization.check(config)
-    values = {}
+    check_storage(config, quantization, host_embedding)
+    values: dict[str, Any] = {}
     for path, spec in parameter_specs(config).items():
+        if host_embedding and path == EMBEDDING:
+            values[path] = HostTable(np.array(read(hf_name(path, None), spec)).astype(dtype, copy=False))
+            continue
         convert = functools.partial(_convert, path=path, spec=spec, dtype=dtype, quantization=quantization)
         layers = config.num_layers if path.startswith(STACK) else None
         values[path] = _stack(map(convert, _reads(read, path, spec, layers)), layers)
@@ -112,15 +127,17 @@ def abstract_model(
     dtype: str = "bfloat16",
     quantization: Quantization | None = None,
     kind: type[nnx.Variable] = Frozen,
+    host_embedding: bool = False,
 ) -> Decoder:
     """A decoder whose weights are shapes only, for what needs its structure but not its values."""
-    if quantization is not None:
-        quantization.check(config)
+    check_storage(config, quantization, host_embedding)
     values: dict[str, Any] = {}
     for path, spec in parameter_specs(config).items():
         stack = (config.num_layers,) if path.startswith(STACK) else ()
         plain = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.dtype(dtype))
         values[path] = plain if quantization is None else quantization.shapes(path, spec, plain)
+    if host_embedding:
+        values[EMBEDDING] = HostTable(values[EMBEDDING])
     return Decoder(config, values, kind)
 
 

@@ -52,6 +52,7 @@ def load_model(
     quant: str,
     quantization: Quantization | None = None,
     kind: type[nnx.Variable] = Frozen,
+    host_embedding: bool = False,
 ) -> LoadedModel:
     """Streams a checkpoint folder into a decoder.
 
@@ -61,6 +62,7 @@ def load_model(
       quant: "nf4" packs (or keeps packed), "none" unpacks, "auto" keeps what the folder holds.
       quantization: how to pack; the default Quantization() where None.
       kind: Flax variable type of the weights.
+      host_embedding: leaves the embedding in host memory (models/host_table.py).
 
     Raises:
       FileNotFoundError, ValueError, NotImplementedError: with the name of what is missing, wrong or unsupported.
@@ -74,15 +76,22 @@ def load_model(
         return _read(tensors, name, spec, identity, unpack=quant == "none")
 
     pack = (quantization or Quantization()) if quant == "nf4" else None
-    model = build_model(config, read, dtype=dtype, quantization=pack, kind=kind)
+    model = build_model(config, read, dtype=dtype, quantization=pack, kind=kind, host_embedding=host_embedding)
     return LoadedModel(model, identity.hexdigest(), folder)
 
 
 def random_model(
-    config: ModelConfig, seed: int, *, dtype: str, quantization: Quantization | None, kind=Frozen
+    config: ModelConfig, seed: int, *, dtype: str, quantization: Quantization | None, kind=Frozen, host_embedding=False
 ) -> LoadedModel:
     """A decoder with random weights, for benchmarks and for training from scratch."""
-    model = build_model(config, random_read(config, seed), dtype=dtype, quantization=quantization, kind=kind)
+    model = build_model(
+        config,
+        random_read(config, seed),
+        dtype=dtype,
+        quantization=quantization,
+        kind=kind,
+        host_embedding=host_embedding,
+    )
     return LoadedModel(model, f"random-{seed}", None)
 
 

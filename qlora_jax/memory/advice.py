@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import get_args, get_type_hints
 
+from qlora_jax.io.build import check_storage
 from qlora_jax.memory.plan import Planner, plan
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.train.config import Config, QuantSection, apply_overrides
-from qlora_jax.train.setup import quantization
+from qlora_jax.train.setup import embedding_on_host, quantization
 
 # Nobody runs more rows at once: with this many the search has gone far enough.
 MOST_ROWS = 1 << 16
@@ -42,7 +43,8 @@ def changes(config: Config, geometry: ModelConfig) -> list[Change]:
     found: list[Change] = []
     so_far: dict[str, str] = {}
     for overrides in candidates(config):
-        if not can_be_stored(changed(config, overrides), geometry):
+        # What contradicts a change before it is left out, too.
+        if not can_be_stored(config, (*(f"{name}={value}" for name, value in so_far.items()), *overrides), geometry):
             continue
         peak = plan(changed(config, overrides), geometry).peak
         if peak < before:
@@ -53,12 +55,11 @@ def changes(config: Config, geometry: ModelConfig) -> list[Change]:
     return found
 
 
-def can_be_stored(config: Config, geometry: ModelConfig) -> bool:
-    """Whether the configuration's storage of the base is one that a model of this geometry can have."""
-    packing = quantization(config)
+def can_be_stored(config: Config, overrides: tuple[str, ...], geometry: ModelConfig) -> bool:
+    """Whether a model of this geometry can have its base stored as the changed configuration says."""
     try:
-        if packing is not None:
-            packing.check(geometry)
+        new = changed(config, overrides)
+        check_storage(geometry, quantization(new), embedding_on_host(new))
     except ValueError:
         return False
     return True
@@ -79,6 +80,8 @@ def candidates(config: Config) -> Iterator[tuple[str, ...]]:
         yield ("train.remat=offload",)
     if config.optim.offload == "none":
         yield ("optim.offload=host",)
+    if config.method != "full" and config.model.embedding == "device":
+        yield ("model.embedding=host",)
     if train.mlp_chunk == 0 or train.mlp_chunk > SMALL_MLP_CHUNK:
         yield (f"train.mlp_chunk={SMALL_MLP_CHUNK}",)
     if train.loss_chunk > SMALL_CHUNK:

@@ -19,6 +19,7 @@ from qlora_jax.int8 import Int8Tensor
 from qlora_jax.memory.train_step import AbstractState, abstract_batch, abstract_state, dropout_key
 from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.host_table import host_table
 from qlora_jax.nf4 import NF4Tensor
 from qlora_jax.train.config import Config, DataSection, OptimSection
 from qlora_jax.train.gradients import needs_own_buffers
@@ -46,11 +47,12 @@ class Breakdown:
       embeddings: token embedding and output layer, where they are not packed.
       norms: of the layers and the last one.
       adapters: A, B and their scales.
-      optimizer: its state. batch: the tokens of one optimizer step, and the dropout key.
+      optimizer: its state. batch: the tokens of one optimizer step, their rows where the embedding is in host memory,
+        and the dropout key.
       gradients: one buffer, to which all microbatches add; two where a head is trained in slices.
       activations: what the forward pass keeps for the backward pass.
       layer: working memory in the backward pass of one layer. logits: working memory of the loss.
-      host: what lies in the host's memory, of the activations and of the optimizer's state; no part of the peak.
+      host: what lies in the host's memory, of activations, optimizer's state and embedding; no part of the peak.
     """
 
     codes: int = 0
@@ -124,9 +126,9 @@ class Planner:
         self._state = abstract_state(config, geometry)
         self._fixed = _fixed(self._state)
         paged = isinstance(self._state.opt_state, HostState)
-        self._moments_on_host = sum(
-            nbytes(leaf) for leaf in jax.tree.leaves(self._state.opt_state) if paged and leaf.ndim
-        )
+        table = host_table(self._state.parts.base)
+        moments = sum(nbytes(leaf) for leaf in jax.tree.leaves(self._state.opt_state) if paged and leaf.ndim)
+        self._on_host = moments + (0 if table is None else table.nbytes)
 
     def at(self, batch_size: int, seq_len: int) -> Breakdown:
         """The breakdown with these in place of the configuration's own `train.batch_size` and `train.seq_len`."""
@@ -134,12 +136,12 @@ class Planner:
         kept = self._row_residuals(seq_len)
         return Breakdown(
             **self._fixed,
-            batch=tree_bytes((abstract_batch(config), dropout_key(config))),
+            batch=tree_bytes((abstract_batch(config, self._state.parts.base), dropout_key(config))),
             gradients=self._gradients(),
             activations=batch_size * kept.in_layers,
             layer=self._layer(batch_size, seq_len),
             logits=self._logits(batch_size * seq_len) + batch_size * kept.after_layers,
-            host=batch_size * kept.on_host + self._moments_on_host,
+            host=batch_size * kept.on_host + self._on_host,
         )
 
     def _gradients(self) -> int:
@@ -228,13 +230,15 @@ def _kind(path: str) -> str:
 def trace_residuals(config: Config, state: AbstractState, layers: int) -> Residuals:
     """What JAX hands from the forward to the backward pass of one microbatch, by its own trace of them."""
     parts, section = state.parts, config.train
-    microbatch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), abstract_batch(config))
+    microbatch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), abstract_batch(config, parts.base))
 
     def backward(adapters, base, batch, key):
         def hidden(adapters):
             model: Decoder = nnx.merge(parts.graphdef, adapters, base)
             chunks: Any = dict(remat=section.remat, mlp_chunk=section.mlp_chunk)
-            return model.hidden(batch.tokens, batch.positions, batch.segment_ids, key=key, **chunks)
+            return model.hidden(
+                batch.tokens, batch.positions, batch.segment_ids, embedded=batch.embedded, key=key, **chunks
+            )
 
         return jax.vjp(hidden, adapters)[1]
 

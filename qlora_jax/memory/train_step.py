@@ -12,11 +12,12 @@ from qlora_jax.io.hf import read_config
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.host_table import host_table
 from qlora_jax.models.layers import Frozen
+from qlora_jax.train.batch import TensorBatch
 from qlora_jax.train.config import Config
-from qlora_jax.train.gradients import TensorBatch
 from qlora_jax.train.optimizer import learning_rate
-from qlora_jax.train.setup import lora_config, quantization, step_and_state
+from qlora_jax.train.setup import embedding_on_host, lora_config, quantization, step_and_state
 from qlora_jax.train.step import Parts, split_model
 
 # The rate's schedule keeps no array, whatever the length of the run.
@@ -40,7 +41,13 @@ class AbstractState(NamedTuple):
 def abstract_state(config: Config, geometry: ModelConfig) -> AbstractState:
     """Base, adapters and optimizer state of `config` for a model of this geometry; nothing is allocated."""
     kind = nnx.Param if config.method == "full" else Frozen
-    model = abstract_model(geometry, dtype=DTYPES[config.model.dtype], quantization=quantization(config), kind=kind)
+    model = abstract_model(
+        geometry,
+        dtype=DTYPES[config.model.dtype],
+        quantization=quantization(config),
+        kind=kind,
+        host_embedding=embedding_on_host(config),
+    )
     parts = split_model(model) if config.method == "full" else _with_adapters(model, config)
     train_step, init = step_and_state(config, parts, learning_rate(config.optim, STEPS))
     return AbstractState(parts, train_step, jax.eval_shape(init))
@@ -57,12 +64,14 @@ def _with_adapters(model: Decoder, config: Config) -> Parts:
     return jax.eval_shape(adapt, base)
 
 
-def abstract_batch(config: Config) -> TensorBatch:
-    """The shapes of one optimizer step's tokens, `[grad_accum, batch_size, seq_len]`."""
+def abstract_batch(config: Config, base: Any) -> TensorBatch:
+    """The shapes of one optimizer step's tokens, `[grad_accum, batch_size, seq_len]`, for this frozen state."""
     section = config.train
     shape = (section.grad_accum, section.batch_size, section.seq_len)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
-    return TensorBatch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_))
+    table = host_table(base)
+    embedded = None if table is None else table.rows_shape(shape)
+    return TensorBatch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_), embedded)
 
 
 def dropout_key(config: Config) -> Any:
@@ -80,4 +89,4 @@ def abstract_train_step(config: Config) -> tuple[Any, tuple]:
     by compiling: that the runtime gives a page's device memory to the next page, and how fast pages come and go.
     """
     parts, train_step, opt_state = abstract_state(config, read_config(Path(config.model.geometry)))
-    return train_step, (parts.adapters, opt_state, parts.base, abstract_batch(config), dropout_key(config))
+    return train_step, (parts.adapters, opt_state, parts.base, abstract_batch(config, parts.base), dropout_key(config))

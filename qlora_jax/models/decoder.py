@@ -99,6 +99,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
         *,
+        embedded: Float[Array, "B T D"] | None = None,
         remat: str = "none",
         mlp_chunk: int = 0,
         key: Array | None = None,
@@ -110,6 +111,7 @@ class Decoder(nnx.Module):
           positions: each token's place in its document; 0, 1, 2, … where None.
           segments: which document of its row a token belongs to; all one where None. No attention crosses documents.
             The tokens of a document stand side by side.
+          embedded: the tokens' rows of the embedding, where it is a HostTable; looked up here where None.
           remat: "none", or a key of REMAT_POLICIES.
           mlp_chunk: tokens that go through an MLP at once, 0 for all.
           key: turns adapter dropout on.
@@ -119,7 +121,8 @@ class Decoder(nnx.Module):
         if segments is None:
             segments = jnp.ones_like(tokens)
         context = Context(rope_tables(self.config, positions), document_starts(segments), 0)
-        return self._run(tokens, context, None, remat, key, mlp_chunk)[0]
+        x = self._embed(tokens) if embedded is None else embedded
+        return self._run(x, context, None, remat, key, mlp_chunk)[0]
 
     def step(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
@@ -131,7 +134,7 @@ class Decoder(nnx.Module):
         slots = lax.dynamic_update_slice(cache.positions, positions, (0, cache.length))
         first = jnp.argmax(slots != EMPTY, axis=1, keepdims=True).astype(jnp.int32)
         context = Context(rope_tables(self.config, positions), jnp.broadcast_to(first, positions.shape), cache.length)
-        x, (k, v) = self._run(tokens, context, (cache.k, cache.v), "none", None)
+        x, (k, v) = self._run(self._embed(tokens), context, (cache.k, cache.v), "none", None)
         return x, Cache(k, v, slots, cache.length + tokens.shape[1])
 
     @property
@@ -155,9 +158,11 @@ class Decoder(nnx.Module):
         """float32 logits of every position."""
         return self.logits(self.hidden(tokens, positions, segments))
 
-    def _run(self, tokens, context: Context, cache, remat: str, key, mlp_chunk: int = 0):
+    def _embed(self, tokens):
         with jax.named_scope("embedding"):
-            x = self.embed_tokens(tokens)
+            return self.embed_tokens(tokens)
+
+    def _run(self, x, context: Context, cache, remat: str, key, mlp_chunk: int = 0):
         graphdef, state = nnx.split(self.layers)
         sliced, layer_at = _without_packed(state)
         windows = jnp.asarray(self.config.windows, jnp.int32)

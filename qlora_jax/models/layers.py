@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from qlora_jax.int8 import Int8Tensor
 from qlora_jax.kernels import int8_matmul, nf4_matmul, nf4_matmul_group
 from qlora_jax.lora.init import key_for
+from qlora_jax.models.host_table import HostTable
 from qlora_jax.models.storage import slice_rows, take_rows
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
@@ -81,13 +82,16 @@ def _completed(linear: Linear, y, update):
 
 
 class Embedding(nnx.Module):
-    """A table `[V, D]` of token vectors: an array, or in NF4 or int8."""
+    """A table `[V, D]` of token vectors: an array, or in NF4 or int8. In a HostTable nothing is looked up here."""
 
     def __init__(self, weight, *, kind=Frozen):
         self.weight = kind(weight)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return take_rows(self.weight.get_value(), tokens)
+        table = self.weight.get_value()
+        if isinstance(table, HostTable):
+            raise TypeError("the embedding stays in host memory: look up there, and pass the rows as `embedded`")
+        return take_rows(table, tokens)
 
 
 class RMSNorm(nnx.Module):

@@ -76,6 +76,9 @@ class ModelSection(Section):
     weights: Literal["checkpoint", "random"] = option("checkpoint", "random needs no download")
     max_position: int | None = option(None, "longest sequence, instead of the model's own", AT_LEAST_ONE)
     dtype: Literal["bf16", "fp32", "fp16"] = option("bf16", "number format of the computation")
+    embedding: Literal["device", "host"] = option(
+        "device", "host: an untied embedding that is frozen stays in host memory, and the rows of a step's tokens come"
+    )
     kernels: Literal["auto", "pallas", "mosaic", "xla"] = option("auto", "how NF4 weights are computed with on a GPU")
     geometry: str = option("", "a config.json for weights=random; relative to the config file's folder")
 
@@ -205,6 +208,11 @@ class Config(Section):
             raise ValueError(
                 f"config.optim.gradients={self.optim.gradients!r} is for adapters: with config.method='full' gradients "
                 "have the dtype of the weights, which is config.model.dtype"
+            )
+        if self.model.embedding == "host" and self.method == "qlora" and self.quant.embedding != "none":
+            raise ValueError(
+                f"config.model.embedding='host' keeps the table in 16 bits in host memory, and "
+                f"config.quant.embedding={self.quant.embedding!r} packs it for the device: set one of them only"
             )
 
 

@@ -10,16 +10,8 @@ from flax import nnx
 from jax import lax
 
 from qlora_jax.lora.tapped import tap
+from qlora_jax.train.batch import TensorBatch
 from qlora_jax.train.loss import next_token_loss, vocab_slices
-
-
-class TensorBatch(NamedTuple):
-    """A batch on the device: int32 and bool `[A, B, T]`, see data.Batch."""
-
-    tokens: Any
-    segment_ids: Any
-    positions: Any
-    scored: Any
 
 
 class Gradients(NamedTuple):
@@ -59,7 +51,13 @@ def make_gradients(
     def loss(adapters, base, batch, key):
         model = nnx.merge(graphdef, adapters, base)
         hidden = model.hidden(
-            batch.tokens, batch.positions, batch.segment_ids, remat=remat, mlp_chunk=mlp_chunk, key=key
+            batch.tokens,
+            batch.positions,
+            batch.segment_ids,
+            embedded=batch.embedded,
+            remat=remat,
+            mlp_chunk=mlp_chunk,
+            key=key,
         )
         slices = vocab_slices(vocab_chunk, model.config.vocab_size)
         return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk, slices=slices)

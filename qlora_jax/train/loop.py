@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from qlora_jax.data import eval_batches
+from qlora_jax.train.batch import to_device
 from qlora_jax.train.config import to_dict
 from qlora_jax.train.dataset import Dataset
 from qlora_jax.train.metrics import MetricsLog
@@ -18,7 +18,7 @@ from qlora_jax.train.progress import Progress
 from qlora_jax.train.run_folder import open_checkpoints, start_step
 from qlora_jax.train.setup import Trainer
 from qlora_jax.train.signals import StopRequest
-from qlora_jax.train.step import TensorBatch, evaluate
+from qlora_jax.train.step import evaluate
 
 # Adds columns such as exact_match to an evaluation row.
 ExtraMetrics = Callable[[Trainer], dict[str, float]]
@@ -76,9 +76,9 @@ class Loop:
 
     def _one_step(self, step: int, step_fn, log: MetricsLog, progress: Progress) -> None:
         trainer, began = self.trainer, time.monotonic()
-        batch = self.dataset.batches.at(step)
+        batch, base = self.dataset.batches.at(step), trainer.parts.base
         adapters, trainer.opt_state, metrics = step_fn(
-            trainer.parts.adapters, trainer.opt_state, trainer.parts.base, _on_device(batch), self._key(step)
+            trainer.parts.adapters, trainer.opt_state, base, to_device(batch, base), self._key(step)
         )
         trainer.parts = trainer.parts._replace(adapters=adapters)
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}
@@ -133,7 +133,7 @@ class Loop:
         trainer = self.trainer
         progress.note("compiling the train step (a second start finds it in the cache) …")
         began = time.monotonic()
-        batch = _on_device(self.dataset.batches.at(0))
+        batch = to_device(self.dataset.batches.at(0), trainer.parts.base)
         arguments = (trainer.parts.adapters, trainer.opt_state, trainer.parts.base, batch)
         compiled = trainer.train_step.lower(*arguments, self._key(0)).compile()
         memory = compiled.memory_analysis()
@@ -175,7 +175,3 @@ class Loop:
             f"new output_dir with a lower optim.learning_rate (now {self.trainer.config.optim.learning_rate}) "
             f"or model.dtype=bf16 or fp32 (now {self.trainer.config.model.dtype})"
         )
-
-
-def _on_device(batch) -> TensorBatch:
-    return TensorBatch(*(jnp.asarray(array) for array in batch))

@@ -66,6 +66,11 @@ def quantization(config: Config) -> Quantization | None:
     return Quantization(**dataclasses.asdict(config.quant))
 
 
+def embedding_on_host(config: Config) -> bool:
+    """Whether the embedding stays in host memory: a full fine-tune trains it, on the device."""
+    return config.model.embedding == "host" and config.method != "full"
+
+
 def recorded_quantization(config: Config) -> dict[str, Any]:
     """What is noted beside an adapter: how the base was stored while it was trained."""
     return {"method": config.method, **dataclasses.asdict(config.quant)}
@@ -78,13 +83,18 @@ def loss_pieces(config: Config) -> dict[str, int]:
 
 def load_base(config: Config, folder: Path | None) -> LoadedModel:
     """The base model of the configuration; `folder` is its resolved folder, None for random weights."""
-    dtype, kind = DTYPES[config.model.dtype], nnx.Param if config.method == "full" else Frozen
     packed = quantization(config)
+    options: Any = {
+        "quantization": packed,
+        "dtype": DTYPES[config.model.dtype],
+        "kind": nnx.Param if config.method == "full" else Frozen,
+        "host_embedding": embedding_on_host(config),
+    }
     if config.model.weights == "random":
         geometry = read_config(folder or Path(config.model.geometry))
-        return random_model(geometry, config.seed, quantization=packed, dtype=dtype, kind=kind)
+        return random_model(geometry, config.seed, **options)
     assert folder is not None  # base_folder gives one for every checkpoint
-    return load_model(folder, quant="none" if packed is None else "nf4", quantization=packed, dtype=dtype, kind=kind)
+    return load_model(folder, quant="none" if packed is None else "nf4", **options)
 
 
 def base_folder(config: Config) -> Path | None:

@@ -9,7 +9,8 @@ from flax import nnx
 from qlora_jax.lora.tree import lora_mask
 from qlora_jax.models.adapters import TRAINABLE
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.train.gradients import TensorBatch, make_gradients
+from qlora_jax.train.batch import to_device
+from qlora_jax.train.gradients import make_gradients
 from qlora_jax.train.loss import next_token_loss, vocab_slices
 from qlora_jax.train.optimizer import fill_frozen, make_optimizer
 
@@ -78,7 +79,7 @@ def make_eval_step(graphdef: nnx.GraphDef, *, loss_chunk: int, vocab_chunk: int 
     @jax.jit
     def eval_step(adapters, base, batch):
         model = nnx.merge(graphdef, adapters, base)
-        hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids)
+        hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, embedded=batch.embedded)
         slices = vocab_slices(vocab_chunk, model.config.vocab_size)
         return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk, slices=slices)
 
@@ -89,6 +90,7 @@ def evaluate(eval_step, parts: Parts, batches) -> tuple[float, int]:
     """Mean negative log-likelihood over all scored tokens of `batches` (data.Batch with A = 1), and their number."""
     total, count = 0.0, 0
     for batch in batches:
-        loss, scored = eval_step(parts.adapters, parts.base, TensorBatch(*(array[0] for array in batch)))
+        one = jax.tree.map(lambda array: array[0], batch)
+        loss, scored = eval_step(parts.adapters, parts.base, to_device(one, parts.base))
         total, count = total + float(loss), count + int(scored)
     return total / max(count, 1), count

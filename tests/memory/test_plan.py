@@ -41,23 +41,22 @@ def shipped(name: str) -> tuple:
 def test_every_part_of_the_7b_config():
     """Llama-2-7B's sizes by hand: 32 layers, width 4096, 11008 inside, 32000 tokens; rank 8 on two projections."""
     projections = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
-    table = 32000 * 4096  # the embedding in NF4, the output layer in int8
-    packed = projections + table
+    table = 32000 * 4096  # the output layer in int8; the embedding, as large, is in host memory
     matrices = 32 * 7
     adapters = 32 * 2 * (8 * 4096 + 4096 * 8)
     parts = plan(*shipped("7b")).parts()
     del parts["largest_temporary"]
     residual = parts.pop("activations")
     assert parts == {
-        "codes": packed // 2 + table,
+        "codes": projections // 2 + table,
         # One byte for 64 weights, four for 256 of those; a map of 256 levels and an offset for each matrix.
-        "scales": packed // 64 + packed // 64 // 256 * 4 + (matrices + 1) * 257 * 4 + 32000 * 4,
+        "scales": projections // 64 + projections // 64 // 256 * 4 + matrices * 257 * 4 + 32000 * 4,
         "weights": 0,
         "embeddings": 0,
         "norms": (2 * 32 + 1) * 4096 * 2,
         "adapters": adapters * 4 + 2 * 32 * 4,
         "optimizer": 2 * adapters * 4 + 2 * 4,  # two moments, and the steps counted by Adam and by the schedule
-        "batch": 16 * 512 * (3 * 4 + 1),
+        "batch": 16 * 512 * (3 * 4 + 1 + 4096 * 2),  # ids, places, which are scored, and the embedding's rows
         "gradients": adapters * 4,
     }
     inputs = 32 * 512 * 4096 * 2  # of every layer, in bf16
@@ -154,6 +153,7 @@ def test_candidates_come_with_the_least_harm_first():
         ("train.batch_size=1", "train.grad_accum=4"),
         ("train.remat=full",),
         ("optim.offload=host",),
+        ("model.embedding=host",),
         ("train.mlp_chunk=1024",),
         ("train.loss_chunk=64",),
         ("train.vocab_chunk=4096",),
@@ -174,9 +174,26 @@ def test_candidates_come_with_the_least_harm_first():
     ]
 
 
+def test_an_embedding_in_host_memory_is_advised_before_packing_it():
+    config, geometry = shipped("guanaco_7b")
+    advised = {change.overrides[0]: change for change in changes(config, geometry)}
+    table = 32_000 * 4096 * 2
+    rows = 16 * 512 * 4096 * 2
+    assert advised["model.embedding=host"].saves == table - rows
+    assert not any("quant.embedding" in name for name in advised)
+    moved = plan(changed(config, ("model.embedding=host",)), geometry)
+    assert moved.host == table and moved.batch - plan(config, geometry).batch == rows
+
+
+def test_a_full_fine_tune_has_its_embedding_on_the_device():
+    here, there = (plan(tiny("method=full", f"model.embedding={place}"), GEOMETRY) for place in ("device", "host"))
+    assert here == there and here.host == 0
+
+
 def test_what_a_tied_model_cannot_have_is_not_advised():
     advised = [change.overrides for change in changes(tiny(), GEOMETRY)]
     assert ("quant.embedding=nf4",) in advised and not any("lm_head" in one[0] for one in advised)
+    assert ("model.embedding=host",) not in advised
 
 
 def test_a_slice_of_the_vocabulary_needs_less():

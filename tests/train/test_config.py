@@ -168,6 +168,12 @@ def test_gradients_of_a_full_fine_tune_have_the_weights_dtype():
     assert Config(method="full", optim=OptimSection(moments="bf16", offload="host")).method == "full"
 
 
+def test_an_embedding_in_host_memory_is_not_packed():
+    with pytest.raises(ValueError, match=r"keeps the table in 16 bits .* packs it for the device: set one of them"):
+        Config(model=ModelSection(embedding="host"), quant=QuantSection(embedding="int8"))
+    assert Config(method="lora", model=ModelSection(embedding="host")).model.embedding == "host"
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 1

@@ -15,10 +15,11 @@ from qlora_jax.lora import LoraConfig
 from qlora_jax.lora.tree import lora_mask
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.layers import Frozen
+from qlora_jax.train.batch import TensorBatch
 from qlora_jax.train.config import OptimSection
 from qlora_jax.train.loss import next_token_loss
 from qlora_jax.train.optimizer import adamw, clip_by_norm, clipping, fill_frozen, learning_rate, make_optimizer
-from qlora_jax.train.step import TensorBatch, make_train_step, masked_optimizer, split_model
+from qlora_jax.train.step import make_train_step, masked_optimizer, split_model
 from tests import tiny_config
 
 CONFIG = dataclasses.replace(tiny_config.CONFIG, num_layers=2, windows=(0, 0))
@@ -119,7 +120,7 @@ def test_accumulating_equals_the_big_batch_for_uneven_token_counts():
     parts = make_parts()
     small = make_batch(accum=4, rows=2)
     assert len({int(n) for n in small.scored.sum((1, 2))}) > 1
-    big = TensorBatch(*(array.reshape(1, 8, -1) for array in small))
+    big = jax.tree.map(lambda array: array.reshape(1, 8, -1), small)
     tx = optax.sgd(0.5)
     a, _, first = train(parts, tx, [small])
     b, _, second = train(parts, tx, [big])
