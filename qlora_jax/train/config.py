@@ -212,7 +212,8 @@ class Config(Section):
         if self.model.embedding == "host" and self.method == "qlora" and self.quant.embedding != "none":
             raise ValueError(
                 f"config.model.embedding='host' keeps the table in 16 bits in host memory, and "
-                f"config.quant.embedding={self.quant.embedding!r} packs it for the device: set one of them only"
+                f"config.quant.embedding={self.quant.embedding!r} packs it for the device: set config.model.embedding="
+                "'device' to pack it, or config.quant.embedding='none'"
             )
 
 

@@ -169,7 +169,9 @@ def test_gradients_of_a_full_fine_tune_have_the_weights_dtype():
 
 
 def test_an_embedding_in_host_memory_is_not_packed():
-    with pytest.raises(ValueError, match=r"keeps the table in 16 bits .* packs it for the device: set one of them"):
+    with pytest.raises(
+        ValueError, match=r"keeps the table in 16 bits .* packs it for the device: set config.model.emb"
+    ):
         Config(model=ModelSection(embedding="host"), quant=QuantSection(embedding="int8"))
     assert Config(method="lora", model=ModelSection(embedding="host")).model.embedding == "host"
 
