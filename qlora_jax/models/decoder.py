@@ -10,6 +10,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from qlora_jax.lora.rows import RowAdapters
 from qlora_jax.models.attention import Attention, Context, document_starts
 from qlora_jax.models.cache import Cache, LayerCache
 from qlora_jax.models.config import ModelConfig
@@ -169,7 +170,7 @@ class Decoder(nnx.Module):
         with jax.named_scope("embedding"):
             x = self.embed_tokens(tokens)
         graphdef, state = nnx.split(self.layers)
-        sliced, layer_at = _without_packed(state)
+        sliced, layer_at = _sliced(state)
         windows = jnp.asarray(self.config.windows, jnp.int32)
         indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
@@ -202,21 +203,25 @@ def in_chunks(function: Callable, x: Float[Array, "B T D"], key: Array | None, c
     return jnp.moveaxis(y, 0, 1).reshape(batch, -1, size)[:, :length]
 
 
-def _without_packed(state) -> tuple[list, Callable]:
+def _sliced(state) -> tuple[list, Callable]:
     """(what a scan shall slice, a function of one slice and its index that gives the layer's state).
 
-    A scan copies the slices of what it runs over. Packed weights, nearly all of a base, stay whole: a layer of theirs
-    is read where it lies (NF4Layer).
+    A scan copies the slices of what it runs over. Packed weights, nearly all of a base, and adapters that are served
+    side by side stay whole: a layer of theirs is read where it lies (NF4Layer, RowAdapters).
     """
-    leaves, structure = jax.tree.flatten(state, is_leaf=_is_packed)
+    leaves, structure = jax.tree.flatten(state, is_leaf=_stays_whole)
 
     def layer_at(slices: list, index):
         rest = iter(slices)
-        values = [NF4Layer(leaf, index) if _is_packed(leaf) else next(rest) for leaf in leaves]
+        values = [_by_reference(leaf, index) if _stays_whole(leaf) else next(rest) for leaf in leaves]
         return jax.tree.unflatten(structure, values)
 
-    return [leaf for leaf in leaves if not _is_packed(leaf)], layer_at
+    return [leaf for leaf in leaves if not _stays_whole(leaf)], layer_at
 
 
-def _is_packed(leaf) -> bool:
-    return isinstance(leaf, NF4Tensor)
+def _stays_whole(leaf) -> bool:
+    return isinstance(leaf, NF4Tensor | RowAdapters)
+
+
+def _by_reference(leaf, index):
+    return NF4Layer(leaf, index) if isinstance(leaf, NF4Tensor) else leaf._replace(layer=index)
