@@ -46,7 +46,7 @@ def write_random_adapter(folder: Path, base: Path, seed: int, *, size: float = 0
     targets = resolve_targets(config, linear_modules(model.config))
     for path, linear in linears(model):
         own = [targets.get(name) for name in module_names(model.config, path)]
-        linear.lora = _random_lora(own, linear.weight.get_value().shape, size, random) if any(own) else None
+        linear.lora = _random_lora(own, linear.weight.get_value().shape[-2:], size, random) if any(own) else None
     extra = {"method": "qlora", **dataclasses.asdict(Quantization()), **(record or {})}
     write_adapter(folder, model, config, targets, base="tiny", base_hash=loaded.content_hash, extra=extra)
     return folder
@@ -57,7 +57,8 @@ def _random_lora(targets, shape, size: float, random) -> LoRA:
     ranks = [target.rank if target else 0 for target in targets]
     A = random.standard_normal((len(ranks), max(ranks), k), np.float32) * np.float32(size)
     B = random.standard_normal((len(ranks), n, max(ranks)), np.float32) * np.float32(size)
-    return LoRA(A, B, np.asarray([target.scale if target else 0 for target in targets], np.float32))
+    scale = np.asarray([target.scale if target else 0 for target in targets], np.float32)
+    return LoRA(A, B, scale) if len(targets) == LAYERS else LoRA(A[0], B[0], scale[0])
 
 
 def alone(base: Path, adapter: Path | None) -> Generator:
