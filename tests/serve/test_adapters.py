@@ -191,16 +191,41 @@ def test_an_adapter_that_comes_later_is_served(engine, base, own, alone_answers,
 def test_host_memory_keeps_the_last_used_and_what_is_waited_for(own, limits):
     store, came = AdapterStore(own, limits, host=2), Heard()
     store.changed = lambda: came("changed")
-    versions = {name: store.want(name) for name in ("q1", "all3", "all5")}
-    assert [store.get(version) for version in versions.values()] == [None] * 3
+    wants = {name: store.want(name) for name in ("q1", "all3", "all5")}
+    assert [store.get(want) for want in wants.values()] == [None] * 3
     came.wait(lambda heard: len(heard.events) == 2)
     assert [name for name, _ in store.held()] == ["q1", "all3"]  # the third waits for room
-    assert store.get(versions["q1"]).rank == 1
-    store.release(versions["all3"])
+    assert store.get(wants["q1"]).rank == 1
+    store.release(wants["all3"])
     came.wait(lambda heard: len(heard.events) == 3)
     assert [name for name, _ in store.held()] == ["q1", "all5"]
-    assert store.get(versions["all5"]).rank == 5
+    assert store.get(wants["all5"]).rank == 5
     store.close()
+
+
+def test_files_that_change_before_they_are_read_and_then_change_back(own, limits, monkeypatch):
+    """A request that came before the change gets what is read; one that comes after it, what is there then."""
+    for name, other in (("q1", "old"), ("all5", "new")):
+        (own / name).rename(own / other)
+    link(own, "old")
+    store, came = AdapterStore(own, limits, host=4), Heard()
+    monkeypatch.setattr(store, "changed", lambda: came("changed"))
+    first = store.want("served")
+    link(own, "new")
+    assert store.get(first) is None
+    came.wait(lambda heard: heard.events)
+    assert store.get(first).rank == 5
+    link(own, "old")
+    second = store.want("served")
+    assert store.get(second) is None
+    came.wait(lambda heard: len(heard.events) == 2)
+    assert (store.get(first).rank, store.get(second).rank) == (5, 1)
+    store.close()
+
+
+def link(folder, target):
+    (folder / ".link").symlink_to(folder / target)
+    (folder / ".link").replace(folder / "served")
 
 
 def test_the_tiers_are_shown(engine):
