@@ -20,7 +20,7 @@ from qlora_jax.models.parameters import STACK, linear_modules
 def write_random_adapter(
     folder: Path, loaded: LoadedModel, seed: int, *, size: float = 0.3, record: Mapping[str, Any] | None = None, **lora
 ) -> Path:
-    """Writes an adapter whose A and B are both N(0, size²), large enough to change answers.
+    """Writes an adapter whose A and B are both N(0, size²), large enough to change answers. The model stays bare.
 
     Args:
       record: what its folder says of the base's storage, over that of a default NF4 base.
@@ -34,6 +34,8 @@ def write_random_adapter(
         linear.lora = _random_lora(own, shape, path.startswith(STACK), size, random) if any(own) else None
     extra = {"method": "qlora", **dataclasses.asdict(Quantization()), **(record or {})}
     write_adapter(folder, model, config, targets, base="random", base_hash=loaded.content_hash, extra=extra)
+    for _, linear in linears(model):
+        linear.lora = None
     return folder
 
 

@@ -18,14 +18,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_adapters import alone, write_random_adapter
-from qlora_jax.io.build import Quantization
-from qlora_jax.io.hf import LoadedModel, load_model
-from qlora_jax.serve import Engine, open_engine
-from qlora_jax.serve.engine import Ticket
-from qlora_jax.serve.request import Event, Finished, QueueFull, Request, Token, TooLong, UnknownModel
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-BASE = Path(__file__).parents[1] / "demo" / "base"
+from benchmarks.random_adapters import alone, write_random_adapter  # noqa: E402
+from qlora_jax.io.build import Quantization  # noqa: E402
+from qlora_jax.io.hf import LoadedModel, load_model  # noqa: E402
+from qlora_jax.serve import Engine, open_engine  # noqa: E402
+from qlora_jax.serve.engine import Ticket  # noqa: E402
+from qlora_jax.serve.request import Event, Finished, QueueFull, Request, Token, TooLong, UnknownModel  # noqa: E402
+
+BASE = ROOT / "demo" / "base"
 RANK, LENGTH, NEW, VERSIONS = 12, 64, 12, 2
 LORAS: tuple[dict[str, Any], ...] = (
     dict(rank=1, targets=("q_proj",)),

@@ -134,9 +134,8 @@ class AdapterStore:
                 raise ValueError(f"{name!r} is the name of another adapter: choose one that is free")
         version, adapter = self._read(Version(place, fingerprint(place)))
         with self._lock:
-            if not self._make_room(adapter.key):
-                raise Refused(f"adapter {name!r}: all {self.host} places in host memory are taken: try again later")
-            self._take(version, adapter)
+            if self._make_room(adapter.key):  # else it is read again when someone asks for it
+                self._take(version, adapter)
             self._unloaded.discard(name)
             self._names[place] = name
             if folder is not None and folder != name:
