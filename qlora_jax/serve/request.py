@@ -56,11 +56,13 @@ class Finished:
     """The last event of every request. A stop token is never among the tokens.
 
     `cached` counts the prompt's tokens whose keys and values were still there. `error` says why a request "failed".
+    `token` is the stop token that ended a text, where log probabilities were asked for.
     """
 
     reason: Literal["stop", "length", "cancelled", "failed"]
     cached: int = 0
     error: str = ""
+    token: Token | None = None
 
 
 Event = Token | PromptScored | Finished

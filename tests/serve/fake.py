@@ -1,0 +1,167 @@
+"""An engine without a model: each adapter has a text that it says, whatever the prompt."""
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+from qlora_jax.serve.request import (
+    Draining,
+    Finished,
+    Listener,
+    PromptScored,
+    QueueFull,
+    Request,
+    Token,
+    TooLong,
+    UnknownModel,
+)
+
+BASE = "demo-base"
+MAX_LENGTH = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    state: str = "free"
+    adapter: str | None = None
+    tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+    name: str
+    hash: str
+    rank: int
+    where: str
+    users: int
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    slots: tuple[Slot, ...]
+    waiting: int
+    tiers: tuple[Tier, ...]
+    counters: dict[str, int]
+
+
+class Ticket:
+    """A request, and how far it has come."""
+
+    def __init__(self, engine: "FakeEngine", request: Request, listener: Listener, script: Sequence[int]):
+        self.engine, self.request, self.listener = engine, request, listener
+        self.script, self.said, self.cancelled = script, 0, False
+
+    def cancel(self) -> None:
+        with self.engine.wake:
+            if self in self.engine.running or self in self.engine.waiting:
+                self.cancelled = True
+            self.engine.wake.notify_all()
+
+    def step(self) -> bool:
+        """One token, or the end; says whether it goes on."""
+        request = self.request
+        if self.cancelled:
+            self.listener(Finished("cancelled"))
+        elif request.adapter == "broken":
+            self.listener(Finished("failed", error="the adapter is broken"))
+        elif self.said == 0 and request.score_prompt:
+            self.listener(PromptScored(tuple(self._scored(i, token) for i, token in enumerate(request.prompt))))
+            request = self.request = dataclasses.replace(request, score_prompt=False)
+            return True
+        elif self.said >= request.max_new_tokens:
+            self.listener(Finished("length", cached=len(request.prompt) // 2))
+        elif self.said >= len(self.script):
+            end = Token(2, -0.5, ((2, -0.5),)) if request.top_logprobs is not None else None
+            self.listener(Finished("stop", cached=len(request.prompt) // 2, token=end))
+        else:
+            self.listener(self._scored(self.said + 1, self.script[self.said]))
+            self.said += 1
+            return True
+        return False
+
+    def _scored(self, place: int, token: int) -> Token:
+        """Log probabilities that tell the place: -place; the runner-up one below."""
+        count = self.request.top_logprobs
+        if count is None or place == 0:
+            return Token(token)
+        likeliest = [(token, -float(place)), *((5 + i, -float(place) - 1 - i) for i in range(20))]
+        return Token(token, -float(place), tuple(likeliest[:count]))
+
+
+class FakeEngine:
+    """Says `scripts[adapter]`, a token a turn; `scripts[None]` is the base's. Holding `gate` shut makes it wait.
+
+    Adapters "broken" (fails) and those of `scripts` are served; load_adapter adds what the base says.
+    """
+
+    def __init__(self, scripts: dict[str | None, Sequence[int]], *, slots: int = 4, queue: int = 64):
+        self.scripts, self.slots, self.queue = dict(scripts), slots, queue
+        self.wake, self.gate = threading.Condition(), threading.Event()
+        self.gate.set()
+        self.running: list[Ticket] = []
+        self.waiting: collections.deque[Ticket] = collections.deque()
+        self.requests: list[Request] = []
+        self.draining = self.closed = False
+        threading.Thread(target=self._loop, daemon=True).start()
+
+    def submit(self, request: Request, listener: Listener) -> Ticket:
+        with self.wake:
+            if self.draining:
+                raise Draining("the server is shutting down")
+            if request.adapter not in self.scripts and request.adapter != "broken":
+                raise UnknownModel(f"no adapter {request.adapter!r}")
+            if len(request.prompt) + request.max_new_tokens > MAX_LENGTH:
+                raise TooLong(
+                    f"the prompt's {len(request.prompt)} tokens and {request.max_new_tokens} new ones exceed {MAX_LENGTH}"
+                )
+            if len(self.waiting) >= self.queue:
+                raise QueueFull(f"{self.queue} requests are waiting already", retry_after=1.4)
+            ticket = Ticket(self, request, listener, self.scripts.get(request.adapter, ()))
+            self.requests.append(request)
+            self.waiting.append(ticket)
+            self.wake.notify_all()
+            return ticket
+
+    def _loop(self) -> None:
+        while not self.closed:
+            self.gate.wait()
+            with self.wake:
+                while self.waiting and len(self.running) < self.slots:
+                    self.running.append(self.waiting.popleft())
+                if not self.running:
+                    self.wake.wait(0.05)
+                self.running = [ticket for ticket in self.running if ticket.step()]
+                self.wake.notify_all()
+
+    def view(self) -> View:
+        with self.wake:
+            busy = [Slot("decoding", ticket.request.adapter, ticket.said) for ticket in self.running]
+            free = [Slot()] * (self.slots - len(busy))
+            names = [name for name in self.scripts if name]
+            tiers = tuple(Tier(name, name.encode().hex(), 8, "device", 0) for name in names)
+            return View((*busy, *free), len(self.waiting), tiers, {"steps": 3})
+
+    def models(self) -> list[tuple[str, str | None]]:
+        return [(BASE, None), *((name, BASE) for name in self.scripts if name)]
+
+    def load_adapter(self, name: str, folder: str | None = None) -> None:
+        if (folder or name) != "new":
+            raise ValueError(f"no adapter folder {folder or name!r}")
+        self.scripts[name] = self.scripts[None]
+
+    def unload_adapter(self, name: str) -> None:
+        if self.scripts.pop(name, None) is None:
+            raise UnknownModel(f"no adapter {name!r}")
+
+    def drain(self, timeout: float) -> bool:
+        with self.wake:
+            self.draining = True
+            done = self.wake.wait_for(lambda: not self.running and not self.waiting, timeout)
+            for ticket in [*self.running, *self.waiting]:
+                ticket.cancelled = True
+            return done
+
+    def close(self) -> None:
+        self.closed = True
+        self.gate.set()
