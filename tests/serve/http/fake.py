@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import threading
+import time
 from collections.abc import Sequence
 
 from qlora_jax.serve.request import (
@@ -102,6 +103,8 @@ class FakeEngine:
         self.running: list[Ticket] = []
         self.waiting: collections.deque[Ticket] = collections.deque()
         self.requests: list[Request] = []
+        self.tickets: list[Ticket] = []
+        self.pace = 0.0  # seconds a turn
         self.draining = self.closed = False
         threading.Thread(target=self._loop, daemon=True).start()
 
@@ -119,6 +122,7 @@ class FakeEngine:
                 raise QueueFull(f"{self.queue} requests are waiting already", retry_after=1.4)
             ticket = Ticket(self, request, listener, self.scripts.get(request.adapter, ()))
             self.requests.append(request)
+            self.tickets.append(ticket)
             self.waiting.append(ticket)
             self.wake.notify_all()
             return ticket
@@ -126,6 +130,7 @@ class FakeEngine:
     def _loop(self) -> None:
         while not self.closed:
             self.gate.wait()
+            time.sleep(self.pace)
             with self.wake:
                 while self.waiting and len(self.running) < self.slots:
                     self.running.append(self.waiting.popleft())
@@ -157,10 +162,15 @@ class FakeEngine:
     def drain(self, timeout: float) -> bool:
         with self.wake:
             self.draining = True
-            done = self.wake.wait_for(lambda: not self.running and not self.waiting, timeout)
+            done = self.is_idle(timeout)
             for ticket in [*self.running, *self.waiting]:
                 ticket.cancelled = True
             return done
+
+    def is_idle(self, timeout: float = 10.0) -> bool:
+        """Waits until nothing runs or waits."""
+        with self.wake:
+            return self.wake.wait_for(lambda: not self.running and not self.waiting, timeout)
 
     def close(self) -> None:
         self.closed = True
