@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from qlora_jax.generate.sampling import Sampling, sample
-from qlora_jax.models.cache import EMPTY, empty_cache
+from qlora_jax.models.cache import empty_cache
 from qlora_jax.models.decoder import Decoder
 
 SMALLEST_BUCKET = 32
 GREEDY = Sampling()
+NEVER = -1  # no token's id
 
 
 class Generator:
@@ -48,12 +49,12 @@ class Generator:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if not prompts or any(not prompt for prompt in prompts):
             raise ValueError("every prompt needs at least one token: give some text, or a tokenizer that adds a bos")
-        tokens, positions = _left_padded(prompts)
+        tokens, counts = _padded(prompts)
         new = _generate(
             self.graphdef,
             self.state,
             tokens,
-            positions,
+            counts,
             jax.random.key(seed),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
@@ -71,44 +72,46 @@ def prompt_of(ids: np.ndarray, scored: np.ndarray) -> list[int]:
     return ids[: int(np.argmax(scored))].tolist()
 
 
-def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-    """int32 tokens and positions `[B, bucket]`, prompts flush right; padding has position -1."""
-    longest = max(map(len, prompts))
-    bucket = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
-    tokens = np.zeros((len(prompts), bucket), np.int32)
-    positions = np.full((len(prompts), bucket), EMPTY, np.int32)
+def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """int32 tokens `[B, bucket]`, padding after each prompt, and `[B]`, how long each is."""
+    counts = [len(prompt) for prompt in prompts]
+    tokens = np.zeros((len(prompts), bucket(max(counts))), np.int32)
     for row, prompt in enumerate(prompts):
-        tokens[row, bucket - len(prompt) :] = prompt
-        positions[row, bucket - len(prompt) :] = np.arange(len(prompt))
-    return jnp.asarray(tokens), jnp.asarray(positions)
+        tokens[row, : len(prompt)] = prompt
+    return jnp.asarray(tokens), jnp.asarray(counts, jnp.int32)
+
+
+def bucket(length: int) -> int:
+    """The length that so many tokens are padded to."""
+    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "sampling", "stop_ids"))
 def _generate(
-    graphdef, state, tokens: Int[Array, "B T"], positions, key, *, max_new_tokens: int, sampling, stop_ids
+    graphdef, state, tokens: Int[Array, "B T"], counts, key, *, max_new_tokens: int, sampling, stop_ids
 ) -> Int[Array, "B new"]:
     model: Decoder = nnx.merge(graphdef, *state)
-    stops = jnp.array(stop_ids or (EMPTY,), jnp.int32)
+    stops = jnp.array(stop_ids or (NEVER,), jnp.int32)
 
-    def draw(hidden, index):
-        return sample(model.logits(hidden[:, -1]), jax.random.fold_in(key, index), sampling)
+    def draw(hidden: Float[Array, "B D"], index):
+        return sample(model.logits(hidden), jax.random.fold_in(key, index), sampling)
 
     def running(carry):
-        _, _, _, done, index = carry
+        _, _, done, index = carry
         return (index < max_new_tokens) & ~jnp.all(done)
 
     def step(carry):
-        cache, position, out, done, index = carry
-        hidden, cache = model.step(out[:, index - 1, None], position[:, None], cache)
-        token = draw(hidden, index)
+        cache, out, done, index = carry
+        hidden, cache = model.step(out[:, index - 1, None], cache)
+        token = draw(hidden[:, 0], index)
         out = out.at[:, index].set(jnp.where(done, out[:, index], token))
-        return cache, position + 1, out, done | jnp.isin(token, stops), index + 1
+        return cache, out, done | jnp.isin(token, stops), index + 1
 
     slots = tokens.shape[1] + max_new_tokens
     dtype = model.embed_tokens.weight.get_value().dtype
-    hidden, cache = model.step(tokens, positions, empty_cache(model.config, tokens.shape[0], slots, dtype))
-    first = draw(hidden, 0)
+    hidden, cache = model.step(tokens, empty_cache(model.config, tokens.shape[0], slots, dtype), counts)
+    first = draw(hidden[jnp.arange(tokens.shape[0]), counts - 1], 0)
     # Rows that have ended stay filled with a stop token (or, without any, never end).
     out = jnp.full((tokens.shape[0], max_new_tokens), stops[0], jnp.int32).at[:, 0].set(first)
-    carry = (cache, positions[:, -1] + 1, out, jnp.isin(first, stops), jnp.int32(1))
-    return lax.while_loop(running, step, carry)[2]
+    carry = (cache, out, jnp.isin(first, stops), jnp.int32(1))
+    return lax.while_loop(running, step, carry)[1]

@@ -17,7 +17,7 @@ from qlora_jax.train.setup import quantization
 
 
 def abstract_decode_step(config: Config, batch: int, slots: int) -> tuple[Any, tuple]:
-    """The jitted greedy step of the base model, and its abstract arguments (base, cache, tokens, positions).
+    """The jitted greedy step of the base model, and its abstract arguments (base, cache, tokens).
 
     Args:
       batch: texts that are generated at once.
@@ -30,11 +30,11 @@ def abstract_decode_step(config: Config, batch: int, slots: int) -> tuple[Any, t
     dtype = DTYPES[config.model.dtype]
     graphdef, base = nnx.split(abstract_model(geometry, dtype=dtype, quantization=quantization(config)))
 
-    def decode_step(base, cache, tokens, positions):
+    def decode_step(base, cache, tokens):
         model: Decoder = nnx.merge(graphdef, base)
-        hidden, cache = model.step(tokens, positions, cache)
+        hidden, cache = model.step(tokens, cache)
         return jnp.argmax(model.logits(hidden), axis=-1), cache
 
     cache = jax.eval_shape(lambda: empty_cache(geometry, batch, slots, dtype))
     ids = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
-    return jax.jit(decode_step, donate_argnames="cache"), (base, cache, ids, ids)
+    return jax.jit(decode_step, donate_argnames="cache"), (base, cache, ids)

@@ -20,12 +20,12 @@ class Context(NamedTuple):
     Attributes:
       rope: cos and sin of the tokens' positions.
       first: int32 `[B, T]`, the first key that a token may look at, windows aside.
-      start: which key the first token is: 0, or a traced int32 scalar where there is a cache.
+      start: which key the first token is: 0, or where there is a cache a traced int32, a scalar or one for each row.
     """
 
     rope: tuple[Array, Array]
     first: Int[Array, "B T"]
-    start: int | Int[Array, ""]
+    start: int | Int[Array, ""] | Int[Array, " B"]
 
 
 def document_starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -37,7 +37,7 @@ def document_starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 def window_starts(context: Context, window: Int[Array, ""]) -> Int[Array, "B T"]:
     """The first key that each token sees: of its document, and among the last `window` (0: no limit)."""
-    own = context.start + jnp.arange(context.first.shape[1], dtype=jnp.int32)
+    own = jnp.reshape(context.start, (-1, 1)) + jnp.arange(context.first.shape[1], dtype=jnp.int32)
     return jnp.where(window == 0, context.first, jnp.maximum(context.first, own - window + 1))
 
 

@@ -1,6 +1,6 @@
-"""The key/value cache of a generation."""
+"""The key/value cache of a generation, or of the texts that are being served."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -8,8 +8,6 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.models.config import ModelConfig
-
-EMPTY = -1
 
 
 class Cache(NamedTuple):
@@ -20,37 +18,59 @@ class Cache(NamedTuple):
 
     Attributes:
       k: `[L, B, K, S, H]`. v: `[L, B, K, H, S]`.
-      positions: int32 `[B, S]`, each slot's position in its text, -1 where the slot is empty or padding.
-      length: int32 scalar, slots filled.
+      length: int32 `[B]`, how many tokens each row holds; a scalar where all hold as many, which is written faster.
     """
 
     k: Float[Array, "L B K S H"]
     v: Float[Array, "L B K H S"]
-    positions: Int[Array, "B S"]
-    length: Int[Array, ""]
+    length: Int[Array, ""] | Int[Array, " B"]
 
 
 class LayerCache(NamedTuple):
-    """One layer's part of a cache, by reference: a loop over layers writes into the whole, in place."""
+    """One layer's part of a cache, by reference: a loop over layers writes into the whole, in place.
+
+    `row` is the only row that tokens are for, or None where there are some for each.
+    """
 
     k: Float[Array, "L B K S H"]
     v: Float[Array, "L B K H S"]
     layer: Int[Array, ""]
+    row: Int[Array, ""] | None = None
 
-    def append(
-        self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], slot: int | Int[Array, ""]
-    ) -> "LayerCache":
-        """With the tokens' keys and values in the slots from `slot` on."""
+    def append(self, k: Float[Array, "b T K H"], v: Float[Array, "b T K H"], start) -> "LayerCache":
+        """With the tokens' keys and values in the slots from `start` on: int32, a scalar or one for each row.
+
+        What lies past the last slot is dropped where each row has its own start; one start for all must leave room.
+        """
         k, v = k.transpose(0, 2, 1, 3).astype(self.k.dtype), v.transpose(0, 2, 3, 1).astype(self.v.dtype)
-        return self._replace(
-            k=_as_it_lies(lax.dynamic_update_slice(self.k, k[None], (self.layer, 0, 0, slot, 0))),
-            v=_as_it_lies(lax.dynamic_update_slice(self.v, v[None], (self.layer, 0, 0, 0, slot))),
-        )
+        if jnp.ndim(start) == 0:
+            row = 0 if self.row is None else self.row
+            k = lax.dynamic_update_slice(self.k, k[None], (self.layer, row, 0, start, 0))
+            v = lax.dynamic_update_slice(self.v, v[None], (self.layer, row, 0, 0, start))
+        else:
+            k, v = _scattered(self, k, v, start)
+        return self._replace(k=_as_it_lies(k), v=_as_it_lies(v))
 
-    def read(self, dtype) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        """The layer's keys and values."""
+    def read(self, dtype) -> tuple[Float[Array, "b S K H"], Float[Array, "b S K H"]]:
+        """The layer's keys and values, of `row` only where there is one."""
         k, v = (lax.dynamic_index_in_dim(whole, self.layer, 0, keepdims=False) for whole in (self.k, self.v))
+        if self.row is not None:
+            k, v = (lax.dynamic_index_in_dim(rows, self.row, 0) for rows in (k, v))
         return k.transpose(0, 2, 1, 3).astype(dtype), v.transpose(0, 3, 1, 2).astype(dtype)
+
+
+def _scattered(cache: LayerCache, k: Float[Array, "B K T H"], v: Float[Array, "B K H T"], start: Int[Array, " B"]):
+    """The whole k and v with each row's tokens from its own start on.
+
+    Every axis but the last of k is indexed, and every axis of v: XLA would transpose the whole for other scatters.
+    """
+    batch, heads, length, size = k.shape
+    row, head, element = jnp.arange(batch), jnp.arange(heads), jnp.arange(size)
+    slot = start[:, None] + jnp.arange(length)
+    at_k = (cache.layer, row[:, None, None], head[:, None], slot[:, None])
+    at_v = (cache.layer, row[:, None, None, None], head[:, None, None], element[:, None], slot[:, None, None])
+    how: Any = dict(mode="drop", unique_indices=True)
+    return cache.k.at[at_k].set(k, **how), cache.v.at[at_v].set(v, **how)
 
 
 def _as_it_lies(whole: Array) -> Array:
@@ -62,4 +82,4 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, dtype) -> Cache:
     """A cache for `batch` texts of at most `slots` tokens."""
     heads, head_dim = (config.num_layers, batch, config.num_kv_heads), config.head_dim
     k, v = jnp.zeros((*heads, slots, head_dim), dtype), jnp.zeros((*heads, head_dim, slots), dtype)
-    return Cache(k, v, jnp.full((batch, slots), EMPTY, jnp.int32), jnp.int32(0))
+    return Cache(k, v, jnp.int32(0))

@@ -10,8 +10,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from qlora_jax.lora.rows import RowAdapters
 from qlora_jax.models.attention import Attention, Context, document_starts
-from qlora_jax.models.cache import EMPTY, Cache, LayerCache
+from qlora_jax.models.cache import Cache, LayerCache
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.layers import MLP, Embedding, Frozen, Linear, RMSNorm, subkey
 from qlora_jax.models.parameters import STACK, parameter_specs
@@ -122,17 +123,27 @@ class Decoder(nnx.Module):
         return self._run(tokens, context, None, remat, key, mlp_chunk)[0]
 
     def step(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        self,
+        tokens: Int[Array, "b T"],
+        cache: Cache,
+        counts: Int[Array, " B"] | None = None,
+        row: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b T D"], Cache]:
         """Appends tokens to a cache and returns their normalised hidden states.
 
-        A position of -1 marks padding, which may only stand before a text's first token.
+        Args:
+          counts: how many of the tokens count in each row, all where None. Padding stands after them; the row's next
+            tokens take its place.
+          row: the only row of the cache that `tokens [1, T]` are for, then with one length for each row in the cache;
+            None where there are tokens for each.
         """
-        slots = lax.dynamic_update_slice(cache.positions, positions, (0, cache.length))
-        first = jnp.argmax(slots != EMPTY, axis=1, keepdims=True).astype(jnp.int32)
-        context = Context(rope_tables(self.config, positions), jnp.broadcast_to(first, positions.shape), cache.length)
-        x, (k, v) = self._run(tokens, context, (cache.k, cache.v), "none", None)
-        return x, Cache(k, v, slots, cache.length + tokens.shape[1])
+        start = cache.length if row is None else cache.length[row]
+        positions = jnp.reshape(start, (-1, 1)) + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        positions = jnp.broadcast_to(positions, tokens.shape)
+        context = Context(rope_tables(self.config, positions), jnp.zeros_like(tokens), start)
+        x, (k, v) = self._run(tokens, context, (cache.k, cache.v), "none", None, row=row)
+        length = start + (tokens.shape[1] if counts is None else counts)
+        return x, Cache(k, v, length if row is None else cache.length.at[row].set(jnp.reshape(length, ())))
 
     @property
     def head(self) -> Linear:
@@ -155,11 +166,11 @@ class Decoder(nnx.Module):
         """float32 logits of every position."""
         return self.logits(self.hidden(tokens, positions, segments))
 
-    def _run(self, tokens, context: Context, cache, remat: str, key, mlp_chunk: int = 0):
+    def _run(self, tokens, context: Context, cache, remat: str, key, mlp_chunk: int = 0, row=None):
         with jax.named_scope("embedding"):
             x = self.embed_tokens(tokens)
         graphdef, state = nnx.split(self.layers)
-        sliced, layer_at = _without_packed(state)
+        sliced, layer_at = _sliced(state)
         windows = jnp.asarray(self.config.windows, jnp.int32)
         indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
@@ -167,7 +178,7 @@ class Decoder(nnx.Module):
         def body(carry, xs):
             (x, stacks), (sliced, index, window, key) = carry, xs
             x = checkpoint_name(x, LAYER_INPUT)
-            cache = None if stacks is None else LayerCache(stacks[0], stacks[1], index)
+            cache = None if stacks is None else LayerCache(stacks[0], stacks[1], index, row)
             x, cache = nnx.merge(graphdef, layer_at(sliced, index))(x, context, window, cache, key, mlp_chunk)
             return (x, None if cache is None else (cache.k, cache.v)), None
 
@@ -192,21 +203,25 @@ def in_chunks(function: Callable, x: Float[Array, "B T D"], key: Array | None, c
     return jnp.moveaxis(y, 0, 1).reshape(batch, -1, size)[:, :length]
 
 
-def _without_packed(state) -> tuple[list, Callable]:
+def _sliced(state) -> tuple[list, Callable]:
     """(what a scan shall slice, a function of one slice and its index that gives the layer's state).
 
-    A scan copies the slices of what it runs over. Packed weights, nearly all of a base, stay whole: a layer of theirs
-    is read where it lies (NF4Layer).
+    A scan copies the slices of what it runs over. Packed weights, nearly all of a base, and adapters that are served
+    side by side stay whole: a layer of theirs is read where it lies (NF4Layer, RowAdapters).
     """
-    leaves, structure = jax.tree.flatten(state, is_leaf=_is_packed)
+    leaves, structure = jax.tree.flatten(state, is_leaf=_stays_whole)
 
     def layer_at(slices: list, index):
         rest = iter(slices)
-        values = [NF4Layer(leaf, index) if _is_packed(leaf) else next(rest) for leaf in leaves]
+        values = [_by_reference(leaf, index) if _stays_whole(leaf) else next(rest) for leaf in leaves]
         return jax.tree.unflatten(structure, values)
 
-    return [leaf for leaf in leaves if not _is_packed(leaf)], layer_at
+    return [leaf for leaf in leaves if not _stays_whole(leaf)], layer_at
 
 
-def _is_packed(leaf) -> bool:
-    return isinstance(leaf, NF4Tensor)
+def _stays_whole(leaf) -> bool:
+    return isinstance(leaf, NF4Tensor | RowAdapters)
+
+
+def _by_reference(leaf, index):
+    return NF4Layer(leaf, index) if isinstance(leaf, NF4Tensor) else leaf._replace(layer=index)

@@ -1,1 +1,6 @@
 """One base, many adapters: an engine that batches requests for different ones; a server that speaks OpenAI's API."""
+
+from qlora_jax.serve.engine import Engine
+from qlora_jax.serve.loading import open_engine
+
+__all__ = ["Engine", "open_engine"]

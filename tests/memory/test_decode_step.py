@@ -23,7 +23,7 @@ def shapes(tree):
 
 
 def test_it_generates_what_the_generator_does():
-    step, (base, abstract_cache, tokens, positions) = abstract_decode_step(CONFIG, batch=1, slots=16)
+    step, (base, abstract_cache, tokens) = abstract_decode_step(CONFIG, batch=1, slots=16)
     geometry = read_config(GEOMETRY)
     graphdef, state = nnx.split(random_model(geometry, 0, dtype="float32", quantization=Quantization()).model)
     cache = empty_cache(geometry, 1, 16, "float32")
@@ -31,7 +31,7 @@ def test_it_generates_what_the_generator_does():
     text = list(PROMPT)
     for position in range(8):
         token = jnp.full(tokens.shape, text[position], tokens.dtype)
-        following, cache = step(state, cache, token, jnp.full(positions.shape, position, positions.dtype))
+        following, cache = step(state, cache, token)
         if position + 1 == len(text):
             text.append(int(following[0, 0]))
     assert [text[len(PROMPT) :]] == Generator(graphdef, state, stop_ids=()).generate([PROMPT], max_new_tokens=5)

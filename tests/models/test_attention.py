@@ -36,6 +36,8 @@ def test_window_starts():
     assert window_starts(context, jnp.int32(2)).tolist() == [[0, 0, 1, 2, 4, 4]]
     cached = Context((), jnp.asarray([[3, 3]]), jnp.int32(7))
     assert window_starts(cached, jnp.int32(5)).tolist() == [[3, 4]]
+    rows = Context((), jnp.asarray([[0, 0], [0, 0]]), jnp.asarray([7, 2]))
+    assert window_starts(rows, jnp.int32(5)).tolist() == [[3, 4], [0, 0]]
 
 
 def test_long_packed_documents_have_the_logits_they_have_alone(model):
@@ -51,10 +53,9 @@ def test_a_long_prompt_through_the_cache_equals_the_whole_text(model):
     """Windows differ from layer to layer: 0, 6, 0."""
     text = tokens(2, LONG + 2)
     whole = model(text)
-    positions = jnp.broadcast_to(jnp.arange(LONG + 2, dtype=jnp.int32), text.shape)
     cache, pieces = empty_cache(CONFIG, 2, LONG + 5, jnp.float32), []
     for part in (slice(0, LONG), slice(LONG, LONG + 1), slice(LONG + 1, LONG + 2)):
-        hidden, cache = jax.jit(model.step)(text[:, part], positions[:, part], cache)
+        hidden, cache = jax.jit(model.step)(text[:, part], cache)
         pieces.append(model.logits(hidden))
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-4)
 

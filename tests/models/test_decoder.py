@@ -11,7 +11,7 @@ from qlora_jax.io.hf import random_model
 from qlora_jax.lora import LoraConfig
 from qlora_jax.models import Decoder, ModelConfig, count_parameters, parameter_specs
 from qlora_jax.models.adapters import TRAINABLE, add_adapters
-from qlora_jax.models.cache import EMPTY, empty_cache
+from qlora_jax.models.cache import empty_cache
 from qlora_jax.models.decoder import in_chunks
 from tests.tiny_config import CONFIG
 
@@ -72,22 +72,47 @@ def test_steps_through_the_cache_equal_the_whole_text(model):
     text = tokens(2, 11)
     whole = model(text)
     cache = empty_cache(CONFIG, 2, 16, jnp.float32)
-    positions = jnp.broadcast_to(jnp.arange(11, dtype=jnp.int32), (2, 11))
-    hidden, cache = model.step(text[:, :5], positions[:, :5], cache)
+    hidden, cache = model.step(text[:, :5], cache)
     pieces = [model.logits(hidden)]
     for i in range(5, 11):
-        hidden, cache = model.step(text[:, i : i + 1], positions[:, i : i + 1], cache)
+        hidden, cache = model.step(text[:, i : i + 1], cache)
         pieces.append(model.logits(hidden))
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-4)
     assert int(cache.length) == 11
 
 
-def test_left_padding_in_the_cache_is_invisible(model):
-    text = tokens(1, 6)
-    padded = jnp.pad(text, ((0, 0), (3, 0)))
-    positions = jnp.asarray([[EMPTY] * 3 + list(range(6))], jnp.int32)
-    hidden, _ = model.step(padded, positions, empty_cache(CONFIG, 1, 12, jnp.float32))
-    np.testing.assert_allclose(model.logits(hidden)[:, 3:], model(text), rtol=1e-4, atol=1e-4)
+def test_rows_of_a_cache_have_lengths_of_their_own(model):
+    """Padding after a row's tokens is invisible, and the next tokens take its place."""
+    text, counts = tokens(2, 11), jnp.asarray([6, 9])
+    first = jnp.where(jnp.arange(9) < counts[:, None], text[:, :9], 5)
+    hidden, cache = model.step(first, empty_cache(CONFIG, 2, 16, jnp.float32), counts)
+    assert cache.length.tolist() == [6, 9]
+    following, cache = model.step(jnp.stack([text[0, 6:8], text[1, 9:]]), cache)
+    assert cache.length.tolist() == [8, 11]
+    for row, count in enumerate((6, 9)):
+        pieces = jnp.concatenate([hidden[row, :count], following[row]])
+        whole = model(text[row : row + 1, : count + 2])[0]
+        np.testing.assert_allclose(model.logits(pieces), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_one_row_of_a_cache_goes_on_and_the_others_stay(model):
+    text = tokens(3, 8)
+    _, cache = model.step(text[:, :5], empty_cache(CONFIG, 3, 16, jnp.float32), jnp.asarray([5, 4, 5]))
+    kept = jax.tree.map(jnp.copy, cache)
+    hidden, cache = model.step(text[1:2, 4:], cache, jnp.asarray([3]), jnp.int32(1))
+    assert cache.length.tolist() == [5, 7, 5]
+    np.testing.assert_allclose(model.logits(hidden), model(text[1:2])[:, 4:], rtol=1e-4, atol=1e-4)
+    for row in (0, 2):
+        np.testing.assert_array_equal(cache.k[:, row], kept.k[:, row])
+        np.testing.assert_array_equal(cache.v[:, row], kept.v[:, row])
+
+
+def test_a_full_row_takes_no_more_tokens(model):
+    _, cache = model.step(tokens(2, 4), empty_cache(CONFIG, 2, 6, jnp.float32))
+    _, after = model.step(tokens(2, 1), cache._replace(length=jnp.asarray([4, 6])))
+    np.testing.assert_array_equal(after.k[:, 1], cache.k[:, 1])
+    np.testing.assert_array_equal(after.v[:, 1], cache.v[:, 1])
+    assert float(jnp.abs(after.k[:, 0, :, 4]).max()) > 0
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def forward(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     start: Int[Array, "B T"],
-    offset: int | Int[Array, ""] = 0,
+    offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     *,
     scale: float,
     soft_cap: float = 0.0,
@@ -46,7 +46,8 @@ def forward(
     grouped = _padded(q.reshape(batch, length, k.shape[2], -1, size), chunk)
     k, v = _padded(k, chunk), _padded(v, chunk)
     start = _padded(start, chunk, k.shape[1])  # a padding query sees no key
-    y = _attend(Rule(scale, soft_cap, chunk), grouped, k, v, start, jnp.asarray(offset, jnp.int32))
+    offset = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), batch)
+    y = _attend(Rule(scale, soft_cap, chunk), grouped, k, v, start, offset)
     return y[:, :length].reshape(q.shape)
 
 
@@ -70,15 +71,15 @@ def _attend(rule: Rule, q, k, v, start, offset) -> Float[Array, "B T K G H"]:
 
 def _attend_forward(rule: Rule, q, k, v, start, offset):
     # Rows one after another: the tiles' memory does not grow with the batch, and each row skips its own tiles.
-    y, log_sum = lax.map(lambda row: _row_forward(rule, offset, *row), (q, k, v, start))
+    y, log_sum = lax.map(lambda row: _row_forward(rule, *row), (offset, q, k, v, start))
     return y, (q, k, v, start, offset, y, log_sum)
 
 
 def _attend_backward(rule: Rule, residuals, dy):
     q, k, v, start, offset, y, log_sum = residuals
     delta = jnp.einsum("BTKGH,BTKGH->BKGT", y, dy, preferred_element_type=jnp.float32)
-    rows = (q, k, v, start, dy, log_sum, delta)
-    dq, dk, dv = lax.map(lambda row: _row_backward(rule, offset, *row), rows)
+    rows = (offset, q, k, v, start, dy, log_sum, delta)
+    dq, dk, dv = lax.map(lambda row: _row_backward(rule, *row), rows)
     return dq, dk, dv, None, None
 
 

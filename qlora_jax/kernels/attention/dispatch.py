@@ -22,7 +22,7 @@ def attend(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     start: Int[Array, "B T"],
-    offset: int | Int[Array, ""] = 0,
+    offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     *,
     scale: float,
     soft_cap: float = 0.0,
@@ -35,7 +35,8 @@ def attend(
     Args:
       q, k, v: one dtype; N is a multiple of K (grouped queries).
       start: int32, the first key that a query sees. Past `offset + t` it sees none, and its output is zero.
-      offset: the key that query 0 itself is; the number 0 where queries and keys are the same tokens.
+      offset: the key that query 0 itself is, of all rows or of each; the number 0 where queries and keys are the same
+        tokens.
       scale: factor of q · k.
       soft_cap: scores become `soft_cap · tanh(score / soft_cap)`; 0 for none.
       implementation: one of IMPLEMENTATIONS; by `choose` where None.

@@ -13,7 +13,7 @@ def forward(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     start: Int[Array, "B T"],
-    offset: int | Int[Array, ""] = 0,
+    offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     *,
     scale: float,
     soft_cap: float = 0.0,
@@ -21,8 +21,8 @@ def forward(
     """softmax(scores) · V over the keys that each query sees; see `attend` for the arguments."""
     batch, length, heads, size = q.shape
     keys = jnp.arange(k.shape[1])
-    own = offset + jnp.arange(length)
-    visible = ((keys >= start[..., None]) & (keys <= own[:, None]))[:, None, None]
+    own = jnp.reshape(offset, (-1, 1)) + jnp.arange(length)
+    visible = ((keys >= start[..., None]) & (keys <= own[..., None]))[:, None, None]
     grouped = q.reshape(batch, length, k.shape[2], -1, size)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32) * scale
     if soft_cap:

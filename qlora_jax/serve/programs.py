@@ -1,0 +1,137 @@
+"""What the engine runs on the device, as pure functions: reading a piece of a prompt, and a token for every row."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from qlora_jax.generate.sampling import RowSampling, sample_rows
+from qlora_jax.lora.rows import AdapterStack, RowAdapters, RowLoRA
+from qlora_jax.models.adapters import linears
+from qlora_jax.models.cache import Cache
+from qlora_jax.models.decoder import Decoder
+
+# The most of the likeliest tokens that a request can have beside each token.
+TOP_LOGPROBS = 20
+# Tokens of a prompt whose scores over the vocabulary exist at once, where the prompt is scored.
+SCORED_AT_ONCE = 16
+
+
+class Rows(NamedTuple):
+    """What the rows of a step are given.
+
+    Attributes:
+      tokens: int32, the row's last token, which is read now.
+      lengths: how many tokens of the row are in the cache; as many as it has room for where the row does nothing.
+      slots: the adapter's place in the stacks, 0 for none.
+      seeds: the two words of a request's seed.
+      drawn: how many tokens the request has drawn before.
+      scored: whether the request asks for log probabilities.
+    """
+
+    tokens: Int[Array, " B"]
+    lengths: Int[Array, " B"]
+    slots: Int[Array, " B"]
+    sampling: RowSampling
+    seeds: UInt32[Array, "B 2"]
+    drawn: Int[Array, " B"]
+    scored: Bool[Array, " B"]
+
+
+class Scores(NamedTuple):
+    """Log probabilities (natural, before temperature) of tokens, and the likeliest ones in their places."""
+
+    logprobs: Float[Array, " T"]
+    top_ids: Int[Array, "T top"]
+    top_logprobs: Float[Array, "T top"]
+
+
+class Drawn(NamedTuple):
+    """The next token of every row. `sound`: whether all its scores were finite. `scores` are zeros if no row asks."""
+
+    tokens: Int[Array, " B"]
+    sound: Bool[Array, " B"]
+    scores: Scores
+
+
+def with_adapters(graphdef: nnx.GraphDef, base: Any, stacks: dict[str, AdapterStack], slots) -> Decoder:
+    """The model whose rows take the adapters in `slots`, int32 `[B]`."""
+    model: Decoder = nnx.merge(graphdef, *base)
+    for path, linear in linears(model):
+        if path in stacks:
+            linear.lora = RowLoRA(RowAdapters(stacks[path], slots))
+    return model
+
+
+def decode(graphdef, base, stacks, k, v, rows: Rows) -> tuple[Array, Array, Drawn]:
+    """Reads every row's last token and draws the next one. The cache's k and v are written in place."""
+    model = with_adapters(graphdef, base, stacks, rows.slots)
+    hidden, cache = model.step(rows.tokens[:, None], Cache(k, v, rows.lengths))
+    return cache.k, cache.v, draw(model.logits(hidden[:, 0]), rows)
+
+
+def prefill(
+    graphdef, base, stacks, k, v, row, tokens: Int[Array, "1 T"], count, rows: Rows, targets: Int[Array, " T"], scored
+) -> tuple[Array, Array, Drawn, Scores]:
+    """Reads a piece of one row's prompt and draws the token after it.
+
+    Args:
+      row: int32, which row of the cache.
+      tokens: `count` tokens and padding.
+      rows: of this row alone; `rows.tokens` is not used.
+      targets: the token after each, whose log probability is computed if `scored`.
+    """
+    model = with_adapters(graphdef, base, stacks, rows.slots)
+    lengths = jnp.broadcast_to(rows.lengths, k.shape[1])
+    hidden, cache = model.step(tokens, Cache(k, v, lengths), count[None], row)
+    logits = model.logits(lax.dynamic_index_in_dim(hidden, count - 1, 1, keepdims=False))
+    scores = lax.cond(scored, lambda: score_prompt(model, hidden[0], targets), lambda: no_scores(len(targets), model))
+    return cache.k, cache.v, draw(logits, rows), scores
+
+
+def draw(logits: Float[Array, "B V"], rows: Rows) -> Drawn:
+    """Each row's next token by its own sampling, seed and count of tokens."""
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.seeds), rows.drawn)
+    tokens = sample_rows(logits, keys, rows.sampling)
+    empty = _empty(*logits.shape)
+    scores = lax.cond(jnp.any(rows.scored), lambda: score(logits, tokens), lambda: empty)
+    return Drawn(tokens, jnp.all(jnp.isfinite(logits), axis=-1), scores)
+
+
+def score(logits: Float[Array, "T V"], tokens: Int[Array, " T"]) -> Scores:
+    """The tokens' log probabilities, and the likeliest tokens."""
+    logprobs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+    top, ids = lax.top_k(logprobs, min(TOP_LOGPROBS, logits.shape[-1]))
+    return Scores(chosen, ids.astype(jnp.int32), top)
+
+
+def score_prompt(model: Decoder, hidden: Float[Array, "T D"], targets: Int[Array, " T"]) -> Scores:
+    """`score` of all places of a prompt, a few at a time: no array `[T, V]` exists."""
+    pieces = hidden.reshape(-1, SCORED_AT_ONCE, hidden.shape[-1]), targets.reshape(-1, SCORED_AT_ONCE)
+    scores = lax.map(lambda piece: score(model.logits(piece[0]), piece[1]), pieces)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), scores)
+
+
+def no_scores(length: int, model: Decoder) -> Scores:
+    return _empty(length, model.config.vocab_size)
+
+
+def _empty(length: int, vocabulary: int) -> Scores:
+    top = (length, min(TOP_LOGPROBS, vocabulary))
+    return Scores(jnp.zeros(length), jnp.zeros(top, jnp.int32), jnp.zeros(top))
+
+
+def install(stack: AdapterStack, slot, A: Float[Array, "L r K"], B: Float[Array, "L N r"], scale) -> AdapterStack:
+    """The stack with another adapter in one slot, padded with zeros to the stack's rank; written in place."""
+    missing = stack.A.shape[2] - A.shape[1]
+    A, B = jnp.pad(A, ((0, 0), (0, missing), (0, 0))), jnp.pad(B, ((0, 0), (0, 0), (0, missing)))
+    return AdapterStack(stack.A.at[:, slot].set(A), stack.B.at[:, slot].set(B), stack.scale.at[:, slot].set(scale))
+
+
+def clear(k, v, row) -> tuple[Array, Array]:
+    """The cache with zeros in one row; written in place. What is not finite would outlive its text: 0 · NaN is NaN."""
+    return k.at[:, row].set(0), v.at[:, row].set(0)

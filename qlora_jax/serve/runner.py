@@ -1,0 +1,195 @@
+"""The device's side of the engine: base, stacked adapters and cache, and the few programs that run over them."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from qlora_jax.lora.rows import AdapterStack
+from qlora_jax.models.cache import empty_cache
+from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.parameters import STACK, parameter_specs
+from qlora_jax.serve import programs
+from qlora_jax.serve.programs import SCORED_AT_ONCE, Drawn, Rows, Scores
+
+SMALLEST_PIECE = SCORED_AT_ONCE
+# The longest piece of a prompt that is read at once; other requests' tokens come between the pieces.
+LONGEST_PIECE = 512
+
+
+class Weights(NamedTuple):
+    """One linear layer's adapter in host memory: A `[L, r, K]`, B `[L, N, r]` and scale, float32 `[L]`."""
+
+    A: Any
+    B: Any
+    scale: Any
+
+
+class Piece(NamedTuple):
+    """Part of a prompt: tokens `start` to `start + count`, in a program for `size`."""
+
+    start: int
+    count: int
+    size: int
+
+
+class Runner:
+    """Runs an engine's programs. Not thread-safe.
+
+    Args:
+      graphdef, state: the model as `nnx.split` gives it, without adapters.
+      rows: texts that are served at once.
+      max_length: tokens of the longest text.
+      slots: adapters that the device holds at once.
+      rank: the largest rank of an adapter.
+
+    Attributes:
+      compiled: how many programs have been compiled so far.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        state: Sequence[Any],
+        config: ModelConfig,
+        *,
+        rows: int,
+        max_length: int,
+        slots: int,
+        rank: int,
+    ):
+        self.config, self.rows, self.slots, self.rank = config, rows, slots, rank
+        # A piece is written whole, padding too: the smallest fits after any text that is not complete.
+        self.length = -(-max_length // SMALLEST_PIECE) * SMALLEST_PIECE + SMALLEST_PIECE
+        longest = min(LONGEST_PIECE, 1 << (max_length - 1).bit_length())
+        self.sizes = [size for size in powers(SMALLEST_PIECE, LONGEST_PIECE) if size <= max(longest, SMALLEST_PIECE)]
+        self.ranks = [0, *powers(min(8, rank), rank)]
+        self.compiled = 0
+        self.base = tuple(state)
+        self._graphdef = graphdef
+        self._decode = self._program(functools.partial(programs.decode, graphdef), donated=(2, 3))
+        self._prefill = self._program(functools.partial(programs.prefill, graphdef), donated=(2, 3))
+        self._install = self._program(programs.install, donated=(0,))
+        self._clear = self._program(programs.clear, donated=(0, 1))
+        self.dtype = nnx.merge(graphdef, *self.base).embed_tokens.weight.get_value().dtype
+        self.reset()
+
+    def _program(self, function: Callable, donated: tuple[int, ...]) -> Callable:
+        """`function` jitted, with a count of how often it is traced: each time is a program compiled."""
+
+        def counted(*arguments):
+            self.compiled += 1
+            return function(*arguments)
+
+        return jax.jit(counted, donate_argnums=donated)
+
+    def reset(self) -> None:
+        """Empty cache and no adapters, as at the start, or after a program has failed and taken its arguments along."""
+        # Placed by name, as what the programs give is: JAX compiles anew for arrays that are not.
+        cache = empty_cache(self.config, self.rows, self.length, self.dtype)
+        stacks = empty_stacks(self.config, self.slots + 1, self.rank, self.dtype)
+        self.k, self.v, self.stacks = jax.device_put((cache.k, cache.v, stacks), jax.local_devices()[0])
+
+    def warm_up(self) -> None:
+        """Compiles every program that serving will need, and leaves no trace in the cache's rows or the stacks."""
+        idle = idle_rows(1, self.length)._replace(lengths=np.zeros(1, np.int32))
+        for size in self.sizes:
+            self.prefill(0, np.zeros(size, np.int32), Piece(0, 1, size), idle, scored=False)
+        self.decode(idle_rows(self.rows, self.length))
+        for rank in self.ranks:
+            self.install(0, {path: no_weights(self.config, path, rank, self.dtype) for path in self.stacks})
+        self.clear(0)
+
+    def pieces(self, start: int, end: int) -> list[Piece]:
+        """How a prompt's tokens from `start` on are read: as few pieces as fit into the row."""
+        found = []
+        while start < end:
+            fitting = [size for size in self.sizes if start + size <= self.length]
+            size = next((size for size in fitting if size >= end - start), fitting[-1])
+            found.append(Piece(start, min(size, end - start), size))
+            start += found[-1].count
+        return found
+
+    def prefill(self, row: int, prompt: np.ndarray, piece: Piece, rows: Rows, *, scored: bool) -> tuple[Drawn, Scores]:
+        """Reads a piece of a prompt into a row; gives the token after it, and the piece's scores if asked for."""
+        part = np.zeros(piece.size + 1, np.int32)
+        given = prompt[piece.start : piece.start + piece.count + 1]
+        part[: len(given)] = given
+        tokens = np.where(np.arange(piece.size) < piece.count, part[:-1], 0)[None]
+        count, scored_ = np.int32(piece.count), np.bool_(scored)
+        self.k, self.v, drawn, scores = self._prefill(
+            self.base, self.stacks, self.k, self.v, np.int32(row), tokens, count, rows, part[1:], scored_
+        )
+        return jax.device_get((drawn, scores if scored else None))
+
+    def decode(self, rows: Rows) -> Drawn:
+        """Reads every row's last token and gives the next."""
+        self.k, self.v, drawn = self._decode(self.base, self.stacks, self.k, self.v, rows)
+        return jax.device_get(drawn)
+
+    def install(self, slot: int, adapter: Mapping[str, Weights]) -> None:
+        """Puts an adapter into a slot of the stacks; layers that it lacks get zeros."""
+        for path, stack in self.stacks.items():
+            weights = adapter.get(path) or no_weights(self.config, path, 0, self.dtype)
+            A, B, scale = jax.device_put(weights, jax.local_devices()[0])
+            self.stacks[path] = self._install(stack, np.int32(slot), A, B, scale)
+
+    def clear(self, row: int) -> None:
+        """Empties a row of the cache."""
+        self.k, self.v = self._clear(self.k, self.v, np.int32(row))
+
+
+def powers(first: int, last: int) -> list[int]:
+    """first, 2 · first, 4 · first, … up to the first that is at least `last`; `last` itself in its place."""
+    found = [first]
+    while found[-1] < last:
+        found.append(min(2 * found[-1], last))
+    return found
+
+
+def served_paths(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(N, K) of every linear layer that takes adapters when served: the decoder's projections."""
+    specs = parameter_specs(config)
+    return {path.removesuffix(".weight"): spec.shape for path, spec in specs.items() if spec.projection}
+
+
+def empty_stacks(config: ModelConfig, slots: int, rank: int, dtype) -> dict[str, AdapterStack]:
+    """Stacks of zeros for every linear layer of the decoder."""
+    layers = config.num_layers
+    return {
+        path: AdapterStack(
+            jnp.zeros((layers, slots, rank, k), dtype),
+            jnp.zeros((layers, slots, n, rank), dtype),
+            jnp.zeros((layers, slots), jnp.float32),
+        )
+        for path, (n, k) in served_paths(config).items()
+    }
+
+
+def no_weights(config: ModelConfig, path: str, rank: int, dtype) -> Weights:
+    """An adapter of zeros for one linear layer."""
+    assert path.startswith(STACK)
+    n, k = served_paths(config)[path]
+    layers = config.num_layers
+    return Weights(np.zeros((layers, rank, k), dtype), np.zeros((layers, n, rank), dtype), np.zeros(layers, np.float32))
+
+
+def idle_rows(rows: int, length: int) -> Rows:
+    """The inputs of rows that do nothing: a full row takes no more tokens."""
+
+    def filled(value, dtype: Any = np.int32, shape: tuple[int, ...] = (rows,)) -> Any:
+        return np.full(shape, value, dtype)
+
+    return Rows(
+        tokens=filled(0),
+        lengths=filled(length),
+        slots=filled(0),
+        sampling=programs.RowSampling(filled(0, np.float32), filled(0), filled(1, np.float32)),
+        seeds=filled(0, np.uint32, (rows, 2)),
+        drawn=filled(0),
+        scored=filled(False, bool),
+    )

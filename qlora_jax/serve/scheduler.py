@@ -1,0 +1,253 @@
+"""What happens between two steps, and what is in them: requests get rows and adapters, prompts are read, texts grow."""
+
+import collections
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from qlora_jax.generate.sampling import RowSampling
+from qlora_jax.serve.adapters import AdapterStore
+from qlora_jax.serve.adapters.device import DeviceSlots
+from qlora_jax.serve.adapters.reading import HostAdapter
+from qlora_jax.serve.job import BASE, Job, Row, best_row, cancelled, prompt_scored
+from qlora_jax.serve.programs import Drawn, Rows, Scores
+from qlora_jax.serve.queue import FairQueue
+from qlora_jax.serve.request import Finished, Refused, Token
+from qlora_jax.serve.runner import Runner, idle_rows
+
+UNSOUND = "the model's scores are not finite here: the adapter's weights are too large for the number format"
+
+
+class Scheduler:
+    """Rows, adapters and waiting requests. All but the queue belongs to the engine's thread.
+
+    Attributes:
+      seconds: that a request keeps its row, as a running mean.
+
+    Args:
+      lock: held by whoever touches `queue` or `counters`.
+      stop_ids: tokens that end a text.
+    """
+
+    def __init__(
+        self, runner: Runner, store: AdapterStore, queue: FairQueue, lock: threading.Condition, stop_ids: Sequence[int]
+    ):
+        self.runner, self.store, self.queue, self.lock = runner, store, queue, lock
+        self.stop_ids = frozenset(stop_ids)
+        self.rows = [Row(index) for index in range(runner.rows)]
+        self.device = DeviceSlots(runner.slots)
+        self.counters: collections.Counter[str] = collections.Counter()
+        self.seconds = 1.0
+        self._reading: collections.deque[Row] = collections.deque()
+
+    def step(self) -> bool:
+        """One piece of one prompt and one token for every text; whether there is more to do at once."""
+        self._drop_cancelled()
+        while self._admit():
+            pass
+        if self._reading:
+            self._read(self._reading[0])
+            self._reading.rotate(-1)
+        writing = [row for row in self.rows if row.job and not row.job.pieces]
+        if writing:
+            self._write(writing)
+        return any(row.job for row in self.rows)
+
+    def fail(self, error: str, *, waiting: bool) -> None:
+        """Ends all running requests, and the waiting ones too where asked for, and forgets what is on the device."""
+        for row in self.rows:
+            if row.job:
+                self._finish(row, "failed", error)
+            row.key, row.tokens = "", []
+        for number in range(1, len(self.device.slots) + 1):
+            self.device.empty(number)
+        with self.lock:
+            jobs = self.queue.remove(lambda job: waiting)
+        for job in jobs:
+            self._drop(job, Finished("failed", error=error))
+
+    def _drop_cancelled(self) -> None:
+        with self.lock:
+            jobs = self.queue.remove(lambda job: job.cancelled)
+        for job in jobs:
+            self._drop(job, cancelled(job))
+        for row in self.rows:
+            if row.job and row.job.cancelled:
+                self._finish(row, "cancelled")
+
+    def _drop(self, job: Job, event: Finished) -> None:
+        """Ends a request that never got a row."""
+        if job.version:
+            self.store.release(job.version)
+        self._count(event.reason)
+        job.tell(event)
+
+    def _admit(self) -> bool:
+        """Gives rows to the first request of each adapter, in turn; whether any has left the queue."""
+        with self.lock:
+            fronts = self.queue.fronts()
+        self.device.forget_claims()
+        return any([self._place(job) for job in fronts])
+
+    def _place(self, job: Job) -> bool:
+        """Starts a request, or ends it where its adapter cannot be served; False where it has to wait."""
+        free = [row for row in self.rows if not row.job]
+        try:
+            slot = self._slot(job) if free else None
+            if not free:
+                self._prepare(job)
+        except Refused as error:
+            self._take(job)
+            self._drop(job, Finished("failed", error=str(error)))
+            return True
+        except Exception as error:
+            # Whatever went wrong, it is this request that must not be tried again.
+            self._take(job)
+            self._drop(job, Finished("failed", error=f"its adapter could not be put on the device: {error}"))
+            raise
+        if slot is None:
+            return False
+        self._take(job)
+        self._start(job, slot, free)
+        return True
+
+    def _take(self, job: Job) -> None:
+        with self.lock:
+            self.queue.take(job)
+
+    def _slot(self, job: Job) -> int | None:
+        """The adapter's place on the device, used once more; None while it has none, and has to wait for one."""
+        if job.version is None:
+            return 0
+        key = self.store.key(job.version)
+        number = None if key is None else self.device.find(key)
+        if number is None:
+            adapter = self.store.get(job.version)
+            number = None if adapter is None else self.device.room()
+            if adapter is None or number is None:
+                return None
+            self._install(number, adapter, job.request.adapter or "")
+        return number if self.device.take(number) else None
+
+    def _prepare(self, job: Job) -> None:
+        """Has the adapter read while there is no row."""
+        key = job.version and self.store.key(job.version)
+        if job.version and (key is None or self.device.find(key) is None):
+            self.store.get(job.version)
+
+    def _install(self, number: int, adapter: HostAdapter, name: str) -> None:
+        self.runner.install(number, adapter.weights)
+        self.device.put(number, adapter.key, name, adapter.rank)
+        self._count("installs")
+
+    def _start(self, job: Job, slot: int, free: list[Row]) -> None:
+        key = BASE
+        if job.version:
+            key = self.device.slots[slot - 1].key or ""
+            self.store.release(job.version)
+        prompt = job.request.prompt
+        row, shared = best_row(free, key, prompt)
+        if job.request.score_prompt:
+            shared = 0  # scores come from hidden states, which are not kept
+        job.began = time.monotonic()
+        row.job, row.key, row.tokens = job, key, row.tokens[:shared]
+        job.slot, job.cached, job.pieces = slot, shared, self.runner.pieces(shared, len(prompt))
+        self._reading.append(row)
+        self._count("cached_tokens", shared)
+
+    def _read(self, row: Row) -> None:
+        job = row.job
+        assert job
+        piece = job.pieces.pop(0)
+        end, prompt = piece.start + piece.count, job.request.prompt
+        scored = job.request.score_prompt
+        drawn, scores = self.runner.prefill(row.index, job.prompt, piece, self._rows([row]), scored=scored)
+        row.tokens.extend(prompt[piece.start : end])
+        self._count("prompt_tokens", piece.count)
+        if scored:
+            following = prompt[piece.start + 1 : end + 1]
+            job.scores += [_token(job, token, scores, place) for place, token in enumerate(following)]
+        if job.pieces:
+            return
+        self._reading.remove(row)
+        if scored:
+            job.tell(prompt_scored(job))
+        if job.request.max_new_tokens == 0:
+            self._finish(row, "length")
+        else:
+            self._drawn(row, drawn, 0)
+
+    def _write(self, writing: list[Row]) -> None:
+        drawn = self.runner.decode(self._rows(self.rows))
+        self._count("steps")
+        for row in writing:
+            assert row.job
+            row.tokens.append(row.job.last)
+            self._drawn(row, drawn, row.index)
+
+    def _drawn(self, row: Row, drawn: Drawn, place: int) -> None:
+        """Hands a row's new token on, and ends its request where that was the last."""
+        job, token = row.job, int(drawn.tokens[place])
+        assert job
+        if not drawn.sound[place]:
+            # What is not finite in the cache would reach the row's next text.
+            self.runner.clear(row.index)
+            row.key, row.tokens = "", []
+            self._finish(row, "failed", UNSOUND)
+        elif token in self.stop_ids:
+            self._finish(row, "stop")
+        else:
+            job.last, job.drawn = token, job.drawn + 1
+            self._count("tokens")
+            job.tell(_token(job, token, drawn.scores, place))
+            if job.drawn == job.request.max_new_tokens:
+                self._finish(row, "length")
+
+    def _finish(self, row: Row, reason, error: str = "") -> None:
+        job = row.job
+        assert job
+        if row in self._reading:
+            self._reading.remove(row)
+        self.device.release(job.slot)
+        row.job, row.used = None, max(row.used for row in self.rows) + 1
+        self.seconds += (time.monotonic() - job.began - self.seconds) / 8
+        self._count(reason)
+        job.tell(Finished(reason, job.cached, error))
+
+    def _rows(self, rows: Sequence[Row]) -> Rows:
+        """What the device is told of rows: of the one whose prompt is read, or of all, of which some write."""
+        given = idle_rows(len(rows), self.runner.length)
+        for place, row in enumerate(rows):
+            if row.job and (len(rows) == 1 or not row.job.pieces):
+                _fill(given, place, row, row.job)
+        return given
+
+    def _count(self, name: str, by: int = 1) -> None:
+        with self.lock:
+            self.counters[name] += by
+
+
+def _fill(given: Rows, place: int, row: Row, job: Job) -> None:
+    sampling: RowSampling = given.sampling
+    given.tokens[place], given.lengths[place], given.slots[place] = job.last, len(row.tokens), job.slot
+    sampling.temperature[place] = job.request.sampling.temperature
+    sampling.top_k[place], sampling.top_p[place] = job.request.sampling.top_k, job.request.sampling.top_p
+    seed = job.request.seed % 2**64
+    given.seeds[place] = (seed >> 32, seed & 0xFFFFFFFF)
+    given.drawn[place], given.scored[place] = job.drawn, _wants_scores(job)
+
+
+def _wants_scores(job: Job) -> bool:
+    return job.request.top_logprobs is not None or job.request.score_prompt
+
+
+def _token(job: Job, token: int, scores: Scores, place: int) -> Token:
+    """A token as its request wants to have it: with log probabilities, or without."""
+    if not _wants_scores(job):
+        return Token(token)
+    count = job.request.top_logprobs or 0
+    ids, values = np.asarray(scores.top_ids[place, :count]), np.asarray(scores.top_logprobs[place, :count])
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Token(token, float(scores.logprobs[place]), top)

@@ -1,0 +1,42 @@
+"""One small base and its adapters for all tests of serving."""
+
+import pytest
+
+from tests.cli.tiny import make_model
+from tests.serve.parts import ADAPTERS, alone, make_engine, write_random_adapter
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("served") / "base")
+
+
+@pytest.fixture(scope="session")
+def adapters(base, tmp_path_factory):
+    """A folder of ADAPTERS."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, (name, lora) in enumerate(ADAPTERS.items(), start=1):
+        write_random_adapter(folder / name, base, seed, **lora)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone_answers(base, adapters):
+    """`alone_answers(name, prompt, new)`: greedy tokens of one adapter by itself, through Generator."""
+    generators = {}
+
+    def get(name, prompt, new=8, **options):
+        if name not in generators:
+            generators[name] = alone(base, None if name is None else adapters / name)
+        return generators[name].generate([prompt], max_new_tokens=new, **options)[0]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def engine(base, adapters):
+    """A started engine with fewer places on the device than there are adapters."""
+    engine = make_engine(base, adapters)
+    engine.start()
+    yield engine
+    engine.close()
