@@ -96,10 +96,12 @@ def from_validation(errors: Sequence[Mapping[str, Any]], known: Sequence[str]) -
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
         return ApiError(400, f"unknown field {name!r:.80}{hint}", param=name[:80], code="unknown_parameter")
     if param is None:
-        return ApiError(400, "the body must be a JSON object")
+        about_keys = first["type"].startswith("string")
+        return ApiError(400, f"a field's name: {first['msg']}" if about_keys else "the body must be a JSON object")
+    reason = first["msg"].removeprefix("Value error, ")
     # A union's errors are one for each of its members, of which most were not meant.
     union = next((name for name in reversed(param.split(".")) if name in UNIONS), None)
-    return ApiError(400, f"{param}: {UNIONS[union] if union else first['msg']}", param=param)
+    return ApiError(400, f"{param}: {UNIONS[union] if union else reason}", param=param)
 
 
 def _param(place: Sequence[str | int]) -> str | None:

@@ -72,7 +72,8 @@ class Exchange:
 
     @property
     def _scores_prompt(self) -> bool:
-        return self.wanted.echo and self.wanted.top_logprobs is not None
+        """Also where nothing is generated: the engine does nothing else then."""
+        return self.wanted.echo and (self.wanted.top_logprobs is not None or self.wanted.max_new_tokens == 0)
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """(index, piece) as they come; a choice is complete with the first piece that finds its `reason` set.
@@ -102,6 +103,8 @@ class Exchange:
                 return choice.finish(event)
             case Finished(reason="cancelled"):
                 raise ApiError(503, "the server stopped this request because it is shutting down", code="shutting_down")
+            case Finished(refused=True):
+                raise ApiError(400, f"this model cannot be served: {event.error}", param="model", code="model_not_servable")
             case Finished():
                 raise ApiError(500, f"the generation failed: {event.error}")
 

@@ -121,11 +121,13 @@ class CompletionFields(Generation):
     best_of: int | None = None
 
     @model_validator(mode="after")
-    def _check_best_of(self) -> "CompletionFields":
+    def _check_completion(self) -> "CompletionFields":
         if self.best_of not in (None, self.n or 1):
             raise ApiError(
                 400, f"best_of={self.best_of} is not supported: leave it out, or give n", param="best_of"
             )
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError(400, "max_tokens=0 needs echo=true: nothing would be answered", param="max_tokens")
         return self
 
 

@@ -12,4 +12,4 @@ LOGPROBS = 20
 NAME_CHARACTERS = 128
 # Below, scores divided by the temperature leave float32.
 COLDEST = 1e-4
-SEEDS = 1 << 32
+SEEDS = 1 << 64

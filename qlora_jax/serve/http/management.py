@@ -29,6 +29,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/health", response_model=bodies.Health)
     def health() -> dict[str, str]:
         """Whether requests are taken; needs no key."""
+        service.check_alive()
         return {"status": "draining" if service.draining else "ok"}
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -53,7 +53,7 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily("qlora_jax_waiting", "Requests that wait for a slot.", view.waiting)
         adapters = GaugeMetricFamily("qlora_jax_adapters", "Adapters by where they are.", labels=["where"])
         for where in ("disk", "host", "device"):
-            adapters.add_metric([where], sum(tier.where == where for tier in view.tiers))
+            adapters.add_metric([where], sum(adapter.where == where for adapter in view.adapters))
         yield adapters
         for name, value in view.counters.items():
             yield CounterMetricFamily(f"qlora_jax_engine_{name}", f"The engine's {name}.", value)

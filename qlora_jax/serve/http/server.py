@@ -80,6 +80,8 @@ class Server(uvicorn.Server):
     def _finish(self) -> None:
         logger.info(f"shutting down: running requests have {self._drain:g} seconds, a second signal ends them now")
         try:
-            self._service.engine.drain(self._drain)
+            if not self._service.engine.drain(self._drain):
+                self._service.cancel_all()
+                self._service.engine.drain(GRACE)
         finally:
             self.should_exit = True

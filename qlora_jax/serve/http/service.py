@@ -3,12 +3,13 @@
 import asyncio
 import concurrent.futures
 import secrets
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from qlora_jax.data.tokenizer import Tokenizer
 from qlora_jax.serve.http.detokenize import TokenTexts
-from qlora_jax.serve.http.errors import from_engine, unknown_model
+from qlora_jax.serve.http.errors import ApiError, from_engine, unknown_model
 from qlora_jax.serve.http.exchange import Exchange, Wanted
 from qlora_jax.serve.http.fields import Generation
 from qlora_jax.serve.http.metrics import Metrics
@@ -46,6 +47,7 @@ class Service:
         self.texts = TokenTexts(tokenizer)
         self.metrics = Metrics(engine.view)
         self.draining = False
+        self._exchanges: weakref.WeakSet[Exchange] = weakref.WeakSet()
         # One thread: a long prompt holds up other prompts, but no answer that is being written.
         self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, "tokenize")
 
@@ -59,11 +61,25 @@ class Service:
         Raises:
           ApiError: what the engine refuses.
         """
-        seed = secrets.randbits(32) if fields.seed is None else fields.seed
+        seed = secrets.randbits(63) if fields.seed is None else fields.seed
         whole = Wanted(adapter=None if fields.model == self.base else fields.model, seed=seed, **wanted)
         try:
-            return Exchange(self.engine, self.tokenizer, fields, prompts, whole, room=self.max_length)
+            exchange = Exchange(self.engine, self.tokenizer, fields, prompts, whole, room=self.max_length)
         except UnknownModel as error:
             raise unknown_model(fields.model, [name for name, _ in self.engine.models()]) from error
         except (Refused, ValueError) as error:
+            self.check_alive()
             raise from_engine(error, param=param) from error
+        self._exchanges.add(exchange)
+        return exchange
+
+    def check_alive(self) -> None:
+        """Raises ApiError 503 after a fault that the engine did not survive."""
+        view = self.engine.view()
+        if view.state == "dead":
+            raise ApiError(503, f"the engine has stopped after a fault ({view.error}): start the server again")
+
+    def cancel_all(self) -> None:
+        """Ends whatever is being answered."""
+        for exchange in list(self._exchanges):
+            exchange.run.cancel()

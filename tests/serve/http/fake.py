@@ -12,38 +12,16 @@ from qlora_jax.serve.request import (
     Listener,
     PromptScored,
     QueueFull,
+    Refused,
     Request,
     Token,
     TooLong,
     UnknownModel,
 )
+from qlora_jax.serve.view import AdapterView, SlotView, View
 
 BASE = "demo-base"
 MAX_LENGTH = 200
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    state: str = "free"
-    adapter: str | None = None
-    tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Tier:
-    name: str
-    hash: str
-    rank: int
-    where: str
-    users: int
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    slots: tuple[Slot, ...]
-    waiting: int
-    tiers: tuple[Tier, ...]
-    counters: dict[str, int]
 
 
 class Ticket:
@@ -66,6 +44,8 @@ class Ticket:
             self.listener(Finished("cancelled"))
         elif request.adapter == "broken":
             self.listener(Finished("failed", error="the adapter is broken"))
+        elif request.adapter == "poisoned":
+            self.listener(Finished("failed", error="its weights are not finite", refused=True))
         elif self.said == 0 and request.score_prompt:
             self.listener(PromptScored(tuple(self._scored(i, token) for i, token in enumerate(request.prompt))))
             request = self.request = dataclasses.replace(request, score_prompt=False)
@@ -93,7 +73,7 @@ class Ticket:
 class FakeEngine:
     """Says `scripts[adapter]`, a token a turn; `scripts[None]` is the base's. Holding `gate` shut makes it wait.
 
-    Adapters "broken" (fails) and those of `scripts` are served; load_adapter adds what the base says.
+    Adapters "broken" (fails), "poisoned" (is refused) and those of `scripts` are served; load_adapter adds what the base says.
     """
 
     def __init__(self, scripts: dict[str | None, Sequence[int]], *, slots: int = 4, queue: int = 64):
@@ -106,13 +86,16 @@ class FakeEngine:
         self.tickets: list[Ticket] = []
         self.pace = 0.0  # seconds a turn
         self.draining = self.closed = False
+        self.state, self.error = "serving", ""
         threading.Thread(target=self._loop, daemon=True).start()
 
     def submit(self, request: Request, listener: Listener) -> Ticket:
         with self.wake:
             if self.draining:
                 raise Draining("the server is shutting down")
-            if request.adapter not in self.scripts and request.adapter != "broken":
+            if self.state == "dead":
+                raise Refused("the engine has stopped")
+            if request.adapter not in self.scripts and request.adapter not in ("broken", "poisoned"):
                 raise UnknownModel(f"no adapter {request.adapter!r}")
             if len(request.prompt) + request.max_new_tokens > MAX_LENGTH:
                 raise TooLong(
@@ -141,11 +124,11 @@ class FakeEngine:
 
     def view(self) -> View:
         with self.wake:
-            busy = [Slot("decoding", ticket.request.adapter, ticket.said) for ticket in self.running]
-            free = [Slot()] * (self.slots - len(busy))
+            busy = [SlotView("writing", ticket.request.adapter, ticket.said, 3) for ticket in self.running]
+            free = [SlotView("free", None, 0, 0)] * (self.slots - len(busy))
             names = [name for name in self.scripts if name]
-            tiers = tuple(Tier(name, name.encode().hex(), 8, "device", 0) for name in names)
-            return View((*busy, *free), len(self.waiting), tiers, {"steps": 3})
+            adapters = tuple(AdapterView(name, name.encode().hex(), 8, "device", 0) for name in names)
+            return View(self.state, self.error, (*busy, *free), len(self.waiting), adapters, {"steps": 3})
 
     def models(self) -> list[tuple[str, str | None]]:
         return [(BASE, None), *((name, BASE) for name in self.scripts if name)]

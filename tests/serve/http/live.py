@@ -14,6 +14,13 @@ from qlora_jax.serve.http.service import Service
 @contextlib.contextmanager
 def serving(service: Service, *, drain: float = 5.0, **keys: str | None) -> Iterator[str]:
     """Its address; the server ends with the block."""
+    with running(service, drain=drain, **keys) as (_, url):
+        yield url
+
+
+@contextlib.contextmanager
+def running(service: Service, *, drain: float = 5.0, **keys: str | None) -> Iterator[tuple[Server, str]]:
+    """The server and its address."""
     app = make_app(service, Access(hosts=frozenset(LOOPBACK), **keys))
     server, bound = Server(app, service, drain=drain), listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -22,7 +29,7 @@ def serving(service: Service, *, drain: float = 5.0, **keys: str | None) -> Iter
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield url_of(bound)
+        yield server, url_of(bound)
     finally:
         server.should_exit = True
         thread.join(20)

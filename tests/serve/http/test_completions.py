@@ -45,9 +45,9 @@ def test_what_is_left_out_is_as_with_openai(post, engine):
 
 
 def test_n_choices_have_seeds_that_count_up(post, engine):
-    answer = post("completions", model=BASE, prompt=["a", "b"], n=3, seed=2**32 - 1)
+    answer = post("completions", model=BASE, prompt=["a", "b"], n=3, seed=-1)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3, 4, 5]
-    assert [request.seed for request in engine.requests] == [2**32 - 1, 0, 1] * 2
+    assert [request.seed for request in engine.requests] == [2**64 - 1, 0, 1] * 2
     assert len({request.prompt for request in engine.requests[:3]}) == 1
     assert len({request.prompt for request in engine.requests}) == 2
 
@@ -154,6 +154,14 @@ def test_the_chosen_token_is_always_among_the_likeliest(post, engine, monkeypatc
     [choice] = post("completions", model="poet", prompt="x", logprobs=2, max_tokens=1)["choices"]
     first, second = (engine_text for engine_text in list(choice["logprobs"]["top_logprobs"][0])[:2])
     assert choice["logprobs"]["top_logprobs"] == [{first: -0.5, second: -1.0, " ro": -9.0}]
+
+
+def test_an_adapter_that_cannot_be_served_is_the_requests_fault(client):
+    response = client.post("/v1/completions", json={"model": "poisoned", "prompt": "x"})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == ("model", "model_not_servable")
+    assert "its weights are not finite" in error["message"]
 
 
 def test_a_failure_is_an_error_whole_and_in_a_stream(client):
