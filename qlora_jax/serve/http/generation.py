@@ -21,7 +21,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def _answers(model: type) -> dict[int | str, dict[str, Any]]:
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    event = {"type": "object", "properties": {"data": {"type": "string", "description": "a chunk as JSON, or [DONE]"}}}
+    events = {"text/event-stream": {"schema": event}}
     return {200: {"model": model, "content": events, "description": "Whole, or with stream=true in events"}, **ERRORS}
 
 
