@@ -157,7 +157,7 @@ class Engine:
         return View(state, error, slot_views(scheduler.rows), waiting, adapters, counters)
 
     def drain(self, timeout: float) -> bool:
-        """Takes nothing new, and waits until all that was taken has ended; False where `timeout` seconds are too few."""
+        """Takes nothing new and waits for all that was taken; False where `timeout` seconds do not suffice."""
         with self._lock:
             if self._state == "serving":
                 self._state = "draining"

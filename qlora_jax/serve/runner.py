@@ -30,10 +30,10 @@ class Weights(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Part of a prompt: tokens `start` to `start + count`, in a program for `size`."""
+    """Part of a prompt: tokens from `start` to before `end`, in a program for `size`."""
 
     start: int
-    count: int
+    end: int
     size: int
 
 
@@ -96,9 +96,8 @@ class Runner:
 
     def warm_up(self) -> None:
         """Compiles every program that serving will need, and leaves no trace in the cache's rows or the stacks."""
-        idle = idle_rows(1, self.length)._replace(lengths=np.zeros(1, np.int32))
         for size in self.sizes:
-            self.prefill(0, np.zeros(size, np.int32), Piece(0, 1, size), idle, scored=False)
+            self.prefill(0, np.zeros(1, np.int32), Piece(0, 1, size), idle_rows(1, 0), scored=False)
         self.decode(idle_rows(self.rows, self.length))
         for rank in self.ranks:
             self.install(0, {path: no_weights(self.config, path, rank, self.dtype) for path in self.stacks})
@@ -110,20 +109,16 @@ class Runner:
         while start < end:
             fitting = [size for size in self.sizes if start + size <= self.length]
             size = next((size for size in fitting if size >= end - start), fitting[-1])
-            found.append(Piece(start, min(size, end - start), size))
-            start += found[-1].count
+            found.append(Piece(start, min(start + size, end), size))
+            start = found[-1].end
         return found
 
     def prefill(self, row: int, prompt: np.ndarray, piece: Piece, rows: Rows, *, scored: bool) -> tuple[Drawn, Scores]:
         """Reads a piece of a prompt into a row; gives the token after it, and the piece's scores if asked for."""
-        part = np.zeros(piece.size + 1, np.int32)
-        given = prompt[piece.start : piece.start + piece.count + 1]
-        part[: len(given)] = given
-        tokens = np.where(np.arange(piece.size) < piece.count, part[:-1], 0)[None]
-        count, scored_ = np.int32(piece.count), np.bool_(scored)
-        self.k, self.v, drawn, scores = self._prefill(
-            self.base, self.stacks, self.k, self.v, np.int32(row), tokens, count, rows, part[1:], scored_
-        )
+        tokens = padded(prompt[piece.start : piece.end], piece.size)[None]
+        targets = padded(prompt[piece.start + 1 : piece.end + 1], piece.size)
+        numbers = np.int32(row), tokens, np.int32(piece.end - piece.start), rows, targets, np.bool_(scored)
+        self.k, self.v, drawn, scores = self._prefill(self.base, self.stacks, self.k, self.v, *numbers)
         return jax.device_get((drawn, scores if scored else None))
 
     def decode(self, rows: Rows) -> Drawn:
@@ -143,6 +138,11 @@ class Runner:
         self.k, self.v = self._clear(self.k, self.v, np.int32(row))
 
 
+def padded(ids: np.ndarray, size: int) -> np.ndarray:
+    """The ids and zeros after them."""
+    return np.pad(ids, (0, size - len(ids)))
+
+
 def powers(first: int, last: int) -> list[int]:
     """first, 2 · first, 4 · first, … up to the first that is at least `last`; `last` itself in its place."""
     found = [first]
@@ -151,7 +151,7 @@ def powers(first: int, last: int) -> list[int]:
     return found
 
 
-def served_paths(config: ModelConfig) -> dict[str, tuple[int, int]]:
+def served_paths(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """(N, K) of every linear layer that takes adapters when served: the decoder's projections."""
     specs = parameter_specs(config)
     return {path.removesuffix(".weight"): spec.shape for path, spec in specs.items() if spec.projection}

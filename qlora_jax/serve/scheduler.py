@@ -161,13 +161,12 @@ class Scheduler:
         job = row.job
         assert job
         piece = job.pieces.pop(0)
-        end, prompt = piece.start + piece.count, job.request.prompt
-        scored = job.request.score_prompt
+        prompt, scored = job.request.prompt, job.request.score_prompt
         drawn, scores = self.runner.prefill(row.index, job.prompt, piece, self._rows([row]), scored=scored)
-        row.tokens.extend(prompt[piece.start : end])
-        self._count("prompt_tokens", piece.count)
+        row.tokens.extend(prompt[piece.start : piece.end])
+        self._count("prompt_tokens", piece.end - piece.start)
         if scored:
-            following = prompt[piece.start + 1 : end + 1]
+            following = prompt[piece.start + 1 : piece.end + 1]
             job.scores += [_token(job, token, scores, place) for place, token in enumerate(following)]
         if job.pieces:
             return

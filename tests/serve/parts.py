@@ -1,6 +1,7 @@
 """A small base with adapters of different ranks and targets, and what each of them answers alone."""
 
 import dataclasses
+import functools
 import threading
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from flax import nnx
 
 from qlora_jax.generate import Generator, Sampling
 from qlora_jax.io.build import Quantization
-from qlora_jax.io.hf import load_model
+from qlora_jax.io.hf import LoadedModel, load_model
 from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
 from qlora_jax.lora import LoraConfig
 from qlora_jax.models.adapters import add_adapters, linears
@@ -31,10 +32,17 @@ ADAPTERS = {
 LENGTH = 64
 
 
+@functools.cache
+def loaded_base(base: Path) -> LoadedModel:
+    """The base in fp32 on NF4 weights. Adapters come and go; the arrays stay."""
+    return load_model(base, dtype="float32", quant="nf4", quantization=Quantization())
+
+
 def write_random_adapter(folder: Path, base: Path, seed: int, *, size: float = 0.3, method="qlora", **lora) -> Path:
     """An adapter whose A and B are both random, large enough to change answers."""
-    loaded = load_model(base, dtype="float32", quant="nf4")
-    config = LoraConfig(**lora)
+    loaded, config = loaded_base(base), LoraConfig(**lora)
+    for _, linear in linears(loaded.model):
+        linear.lora = None
     targets = add_adapters(loaded.model, config, jax.random.key(seed))
     random = np.random.default_rng(seed)
     for _, linear in linears(loaded.model):
@@ -47,9 +55,11 @@ def write_random_adapter(folder: Path, base: Path, seed: int, *, size: float = 0
     return folder
 
 
-def alone(base: Path, adapter: Path | None, *, dtype="float32") -> Generator:
+def alone(base: Path, adapter: Path | None) -> Generator:
     """What the base with this one adapter answers, by the way that generate.py takes."""
-    loaded = load_model(base, dtype=dtype, quant="nf4", quantization=Quantization())
+    loaded = loaded_base(base)
+    for _, linear in linears(loaded.model):
+        linear.lora = None
     if adapter is not None:
         attach_adapter(loaded.model, read_adapter(adapter), base_hash=loaded.content_hash)
     return Generator(*nnx.split(loaded.model), stop_ids=())

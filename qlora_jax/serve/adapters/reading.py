@@ -150,7 +150,7 @@ def _laid_out(adapter: Adapter, limits: Limits) -> dict[str, Weights]:
     return found
 
 
-def _stacked(adapter: Adapter, names: list[str], shape: tuple[int, int], limits: Limits) -> Weights:
+def _stacked(adapter: Adapter, names: list[str], shape: tuple[int, ...], limits: Limits) -> Weights:
     n, k = shape
     targets = adapter.targets
     largest = max(targets[name].rank for name in names if name in targets)
