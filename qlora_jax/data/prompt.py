@@ -41,4 +41,6 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} of the text is half a surrogate pair, which is no Unicode") from error
+        raise ValueError(
+            f"character {error.start} of the text is half a surrogate pair, which is no Unicode"
+        ) from error

@@ -56,8 +56,8 @@ class Finished:
     """The last event of every request. A stop token is never among the tokens.
 
     `cached` counts the prompt's tokens whose keys and values were still there. `error` says why a request "failed".
-    `refused`: it failed because of its adapter, which cannot be served. `token` is the stop token that ended a text, where
-    log probabilities were asked for.
+    `refused`: it failed because of its adapter, which cannot be served. `token` is the stop token that ended a text,
+    where log probabilities were asked for.
     """
 
     reason: Literal["stop", "length", "cancelled", "failed"]

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 UNIONS = {
-    "prompt": f"expected a text, a list of texts, a list of token ids, or a list of such lists; at most {PROMPTS} prompts",
+    "prompt": f"expected a text, texts, a list of token ids or a list of such lists; at most {PROMPTS} prompts",
     "stop": f"expected a text or a list of at most {STOPS} texts, of 1 to {STOP_CHARACTERS} characters each",
     "content": 'expected a text or a list of {"type": "text", "text": ...}',
 }

@@ -104,7 +104,9 @@ class Exchange:
             case Finished(reason="cancelled"):
                 raise ApiError(503, "the server stopped this request because it is shutting down", code="shutting_down")
             case Finished(refused=True):
-                raise ApiError(400, f"this model cannot be served: {event.error}", param="model", code="model_not_servable")
+                raise ApiError(
+                    400, f"this model cannot be served: {event.error}", param="model", code="model_not_servable"
+                )
             case Finished():
                 raise ApiError(500, f"the generation failed: {event.error}")
 

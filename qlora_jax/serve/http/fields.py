@@ -85,7 +85,9 @@ class Generation(BaseModel):
     def _check(self) -> "Generation":
         if self.temperature and self.temperature < limits.COLDEST:
             raise ApiError(
-                400, f"temperature must be 0 (greedy) or at least {limits.COLDEST}, got {self.temperature}", param="temperature"
+                400,
+                f"temperature must be 0 (greedy) or at least {limits.COLDEST}, got {self.temperature}",
+                param="temperature",
             )
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options needs stream=true", param="stream_options")
@@ -123,9 +125,7 @@ class CompletionFields(Generation):
     @model_validator(mode="after")
     def _check_completion(self) -> "CompletionFields":
         if self.best_of not in (None, self.n or 1):
-            raise ApiError(
-                400, f"best_of={self.best_of} is not supported: leave it out, or give n", param="best_of"
-            )
+            raise ApiError(400, f"best_of={self.best_of} is not supported: leave it out, or give n", param="best_of")
         if self.max_tokens == 0 and not self.echo:
             raise ApiError(400, "max_tokens=0 needs echo=true: nothing would be answered", param="max_tokens")
         return self

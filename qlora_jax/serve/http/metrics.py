@@ -1,5 +1,6 @@
 """Prometheus metrics: of the answers, counted here, and of the engine, read when they are asked for."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,11 +21,12 @@ class Metrics:
 
     def __init__(self, view: Callable[[], Any]):
         self._registry = CollectorRegistry()
-        own = {"registry": self._registry, "namespace": "qlora_jax"}
-        self.answers = Counter("answers", "Answers by path and HTTP status.", ["path", "status"], **own)
-        self.tokens = Counter("tokens", "Tokens: prompt, cached (of those) and generated.", ["kind"], **own)
-        self.first_token = Histogram("first_token_seconds", "From request to first token.", buckets=SECONDS, **own)
-        self.whole_answer = Histogram("answer_seconds", "From request to last token.", buckets=SECONDS, **own)
+        counter = functools.partial(Counter, namespace="qlora_jax", registry=self._registry)
+        histogram = functools.partial(Histogram, namespace="qlora_jax", registry=self._registry, buckets=SECONDS)
+        self.answers = counter("answers", "Answers by path and HTTP status.", ["path", "status"])
+        self.tokens = counter("tokens", "Tokens: prompt, cached (of those) and generated.", ["kind"])
+        self.first_token = histogram("first_token_seconds", "From request to first token.")
+        self.whole_answer = histogram("answer_seconds", "From request to last token.")
         self._registry.register(_EngineCollector(view))
 
     def count(self, usage: dict[str, Any], seconds: float) -> None:

@@ -108,7 +108,12 @@ class ChatShape(Shape):
     PREFIX, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def opening(self, index: int) -> Json:
-        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        choice = {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
         return {**self._head, "object": self.CHUNK, "choices": [choice]}
 
     def _message(self, text: str) -> Json:

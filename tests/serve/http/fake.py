@@ -73,7 +73,8 @@ class Ticket:
 class FakeEngine:
     """Says `scripts[adapter]`, a token a turn; `scripts[None]` is the base's. Holding `gate` shut makes it wait.
 
-    Adapters "broken" (fails), "poisoned" (is refused) and those of `scripts` are served; load_adapter adds what the base says.
+    Adapters "broken" (fails), "poisoned" (is refused) and those of `scripts` are served; load_adapter adds what the
+    base says.
     """
 
     def __init__(self, scripts: dict[str | None, Sequence[int]], *, slots: int = 4, queue: int = 64):
@@ -99,7 +100,8 @@ class FakeEngine:
                 raise UnknownModel(f"no adapter {request.adapter!r}")
             if len(request.prompt) + request.max_new_tokens > MAX_LENGTH:
                 raise TooLong(
-                    f"the prompt's {len(request.prompt)} tokens and {request.max_new_tokens} new ones exceed {MAX_LENGTH}"
+                    f"the prompt's {len(request.prompt)} tokens and {request.max_new_tokens} new ones "
+                    f"exceed {MAX_LENGTH}"
                 )
             if len(self.waiting) >= self.queue:
                 raise QueueFull(f"{self.queue} requests are waiting already", retry_after=1.4)

@@ -27,7 +27,9 @@ def test_the_key_opens_all_but_health_and_the_page(locked):
     assert found == [200, 200, 200, 200, 200, 404]
 
 
-@pytest.mark.parametrize("given", ["", "Bearer", "Bearer sesam", "Bearer sesame2", "sesame", "Basic sesame", "Bearer ü"])
+@pytest.mark.parametrize(
+    "given", ["", "Bearer", "Bearer sesam", "Bearer sesame2", "sesame", "Basic sesame", "Bearer ü"]
+)
 def test_a_wrong_key(locked, given):
     body = {"model": BASE, "prompt": "a"}
     response = locked.post("/v1/completions", json=body, headers={"Authorization": given.encode("latin-1")})

@@ -24,7 +24,9 @@ def test_content_in_parts_and_turns_of_before(post, engine, tokenizer):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     said = {"role": "assistant", "content": "yes", "refusal": None, "annotations": [], "tool_calls": None}
     post("chat/completions", model=BASE, messages=[{"role": "user", "content": parts}, said, *HI], max_tokens=1)
-    assert "user\none\ntwo<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>" in tokenizer.decode(engine.requests[0].prompt)
+    assert "user\none\ntwo<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>" in tokenizer.decode(
+        engine.requests[0].prompt
+    )
 
 
 def test_the_newer_name_of_the_limit_counts(post, engine):
@@ -43,7 +45,9 @@ def test_tools_reach_the_template(post, engine, service, tokenizer, monkeypatch,
 
 
 def test_log_probabilities(post):
-    [choice] = post("chat/completions", model="cook", messages=HI, logprobs=True, top_logprobs=2, max_tokens=2)["choices"]
+    [choice] = post("chat/completions", model="cook", messages=HI, logprobs=True, top_logprobs=2, max_tokens=2)[
+        "choices"
+    ]
     first, second = choice["logprobs"]["content"]
     assert (first["token"], first["logprob"], first["bytes"]) == (" s", -1, [32, 115])
     assert [top["logprob"] for top in second["top_logprobs"]] == [-2, -3]
@@ -52,7 +56,9 @@ def test_log_probabilities(post):
 
 
 def test_stream(stream):
-    events = stream("chat/completions", model="poet", messages=HI, n=2, stop="is", stream_options={"include_usage": True})
+    events = stream(
+        "chat/completions", model="poet", messages=HI, n=2, stop="is", stream_options={"include_usage": True}
+    )
     assert {event["object"] for event in events} == {"chat.completion.chunk"}
     for index in range(2):
         deltas = [e["choices"][0] for e in events if e["choices"] and e["choices"][0]["index"] == index]

@@ -131,7 +131,12 @@ def test_echo_in_a_stream(stream):
     events = stream("completions", model="cook", prompt="Hi", echo=True, logprobs=0, max_tokens=2)
     choices = [event["choices"][0] for event in events]
     assert [choice["text"] for choice in choices] == ["Hi", " s", "ti", ""]
-    assert [choice["logprobs"] and choice["logprobs"]["text_offset"] for choice in choices] == [[0, 0, 1], [2], [4], None]
+    assert [choice["logprobs"] and choice["logprobs"]["text_offset"] for choice in choices] == [
+        [0, 0, 1],
+        [2],
+        [4],
+        None,
+    ]
 
 
 def test_a_stop_token_is_listed_so_that_a_harness_finds_its_last_place(post, engine, tokenizer):

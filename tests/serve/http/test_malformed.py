@@ -71,7 +71,11 @@ CHATS = {
     "no role": ({"messages": [{"content": "Hi"}]}, "messages.0.role", "required"),
     "strange role": ({"messages": [*HI, {"role": "root", "content": "Hi"}]}, "messages.1.role", "'system'"),
     "no content": ({"messages": [{"role": "user"}]}, "messages.0", "needs content"),
-    "content a number": ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "expected a text or a list"),
+    "content a number": (
+        {"messages": [{"role": "user", "content": 5}]},
+        "messages.0.content",
+        "expected a text or a list",
+    ),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "messages.0.content",
@@ -196,4 +200,6 @@ def test_paths_and_methods(client, method, path, status, words):
     response = client.request(method, path)
     assert response.status_code == status
     assert words in response.json()["error"]["message"]
-    assert response.headers.get("allow") == {"/v1/completions": "POST", "/v1/models": "GET"}.get(path if status == 405 else "")
+    assert response.headers.get("allow") == {"/v1/completions": "POST", "/v1/models": "GET"}.get(
+        path if status == 405 else ""
+    )

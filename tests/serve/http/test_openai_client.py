@@ -11,7 +11,10 @@ HI = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture
 def official(service):
-    with serving(service, api_key="sesame") as url, openai.OpenAI(base_url=f"{url}/v1", api_key="sesame", max_retries=0) as client:
+    with (
+        serving(service, api_key="sesame") as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="sesame", max_retries=0) as client,
+    ):
         yield client
 
 

@@ -9,7 +9,9 @@ import pytest
 from qlora_jax.serve.http.page import policy
 from tests.serve.http.live import serving
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 PAGE = pathlib.Path(__file__).parents[3] / "qlora_jax/serve/http/page.html"
 
 
