@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from qlora_jax.serve.adapters.catalogue import LONGEST_NAME, Catalogue, is_name
 from qlora_jax.serve.adapters.reading import Fingerprint, HostAdapter, Limits, fingerprint, read_checked
-from qlora_jax.serve.request import Refused, UnknownModel
+from qlora_jax.serve.request import QueueFull, Refused, UnknownModel
 
 # How often an adapter is read that changes while it is being read.
 ATTEMPTS = 3
@@ -114,6 +114,7 @@ class AdapterStore:
         Raises:
           UnknownModel: no such subfolder.
           ValueError: a name that no adapter may have, or that another one has.
+          QueueFull: requests wait for every adapter in host memory.
           Refused: an adapter that cannot be served.
         """
         if not is_name(name):
@@ -127,7 +128,7 @@ class AdapterStore:
         version, adapter = self._read(Version(place, fingerprint(place)))
         with self._lock:
             if not self._make_room(adapter.key):
-                raise Refused(f"adapter {name!r}: all {self.host} places in host memory are taken: try again later")
+                raise QueueFull(f"adapter {name!r}: all {self.host} places in host memory are in use: try again", 1.0)
             self._take(version, adapter)
             self._unloaded.discard(name)
             self._names[place] = name

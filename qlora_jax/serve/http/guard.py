@@ -97,9 +97,6 @@ class Guard:
         """The whole body; None if the client left before it was sent."""
         if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip() != "application/json":
             raise ApiError(415, "the body must be JSON: send Content-Type: application/json")
-        stated = headers.get("content-length", "0")
-        if stated.isdecimal() and int(stated) > limits.BODY_BYTES:
-            raise _too_large()
         try:
             async with asyncio.timeout(limits.BODY_SECONDS):
                 return await _read(receive)
@@ -108,22 +105,23 @@ class Guard:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    body = bytearray()
+    """Of a body that is too large, the rest is read too, up to a bound: else many clients would see a broken connection
+    instead of the answer."""
+    body, length = bytearray(), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
-        if len(body) > limits.BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body", False):
+        part = message.get("body", b"")
+        length += len(part)
+        if length <= limits.BODY_BYTES:
+            body += part
+        ended = not message.get("more_body", False)
+        if length > limits.BODY_BYTES and (ended or length > limits.DISCARDED_BYTES):
+            error = f"the body is larger than {limits.BODY_BYTES} bytes"
+            raise ApiError(413, error, code="body_too_large", headers={"Connection": "close"})
+        if ended:
             return bytes(body)
-
-
-def _too_large() -> ApiError:
-    # What is still on its way is not read, so the connection is of no use afterwards.
-    message = f"the body is larger than {limits.BODY_BYTES} bytes"
-    return ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,6 +1,7 @@
 """What one request may ask for. The lengths of texts are bounded by the engine's slots and by the body's size."""
 
 BODY_BYTES = 4 << 20
+DISCARDED_BYTES = 16 * BODY_BYTES
 BODY_SECONDS = 60.0  # to send a body in
 CHOICES = 16  # `n`
 PROMPTS = 64  # in one request for completions
