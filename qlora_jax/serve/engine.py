@@ -187,7 +187,7 @@ class Engine:
         while self._awaited():
             try:
                 busy = self._scheduler.step()
-                faults = 0
+                faults = 0 if busy else faults
             except Exception as error:
                 faults += 1
                 busy = True

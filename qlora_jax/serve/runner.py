@@ -37,6 +37,34 @@ class Piece(NamedTuple):
     size: int
 
 
+class Programs:
+    """The programs of a model, jitted. What they have compiled serves every engine of this model in the process.
+
+    Attributes:
+      compiled: how often one of them has been traced, which is how many have been compiled.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef):
+        self.compiled = 0
+        self.decode = self._jit(functools.partial(programs.decode, graphdef), donated=(2, 3))
+        self.prefill = self._jit(functools.partial(programs.prefill, graphdef), donated=(2, 3))
+        self.install = self._jit(programs.install, donated=(0,))
+        self.clear = self._jit(programs.clear, donated=(0, 1))
+
+    @classmethod
+    @functools.lru_cache(maxsize=4)
+    def of(cls, graphdef: nnx.GraphDef) -> "Programs":
+        """Those of a model's structure."""
+        return cls(graphdef)
+
+    def _jit(self, function: Callable, donated: tuple[int, ...]) -> Callable:
+        def counted(*arguments):
+            self.compiled += 1
+            return function(*arguments)
+
+        return jax.jit(counted, donate_argnums=donated)
+
+
 class Runner:
     """Runs an engine's programs. Not thread-safe.
 
@@ -46,9 +74,6 @@ class Runner:
       max_length: tokens of the longest text.
       slots: adapters that the device holds at once.
       rank: the largest rank of an adapter.
-
-    Attributes:
-      compiled: how many programs have been compiled so far.
     """
 
     def __init__(
@@ -68,24 +93,16 @@ class Runner:
         longest = min(LONGEST_PIECE, 1 << (max_length - 1).bit_length())
         self.sizes = [size for size in powers(SMALLEST_PIECE, LONGEST_PIECE) if size <= max(longest, SMALLEST_PIECE)]
         self.ranks = [0, *powers(min(8, rank), rank)]
-        self.compiled = 0
         self.base = tuple(state)
-        self._graphdef = graphdef
-        self._decode = self._program(functools.partial(programs.decode, graphdef), donated=(2, 3))
-        self._prefill = self._program(functools.partial(programs.prefill, graphdef), donated=(2, 3))
-        self._install = self._program(programs.install, donated=(0,))
-        self._clear = self._program(programs.clear, donated=(0, 1))
+        self._programs = Programs.of(graphdef)
+        self._compiled_before = self._programs.compiled
         self.dtype = nnx.merge(graphdef, *self.base).embed_tokens.weight.get_value().dtype
         self.reset()
 
-    def _program(self, function: Callable, donated: tuple[int, ...]) -> Callable:
-        """`function` jitted, with a count of how often it is traced: each time is a program compiled."""
-
-        def counted(*arguments):
-            self.compiled += 1
-            return function(*arguments)
-
-        return jax.jit(counted, donate_argnums=donated)
+    @property
+    def compiled(self) -> int:
+        """How many programs have been compiled since the start."""
+        return self._programs.compiled - self._compiled_before
 
     def reset(self) -> None:
         """Empty cache and no adapters, as at the start, or after a program has failed and taken its arguments along."""
@@ -118,12 +135,12 @@ class Runner:
         tokens = padded(prompt[piece.start : piece.end], piece.size)[None]
         targets = padded(prompt[piece.start + 1 : piece.end + 1], piece.size)
         numbers = np.int32(row), tokens, np.int32(piece.end - piece.start), rows, targets, np.bool_(scored)
-        self.k, self.v, drawn, scores = self._prefill(self.base, self.stacks, self.k, self.v, *numbers)
+        self.k, self.v, drawn, scores = self._programs.prefill(self.base, self.stacks, self.k, self.v, *numbers)
         return jax.device_get((drawn, scores if scored else None))
 
     def decode(self, rows: Rows) -> Drawn:
         """Reads every row's last token and gives the next."""
-        self.k, self.v, drawn = self._decode(self.base, self.stacks, self.k, self.v, rows)
+        self.k, self.v, drawn = self._programs.decode(self.base, self.stacks, self.k, self.v, rows)
         return jax.device_get(drawn)
 
     def install(self, slot: int, adapter: Mapping[str, Weights]) -> None:
@@ -131,11 +148,11 @@ class Runner:
         for path, stack in self.stacks.items():
             weights = adapter.get(path) or no_weights(self.config, path, 0, self.dtype)
             A, B, scale = jax.device_put(weights, jax.local_devices()[0])
-            self.stacks[path] = self._install(stack, np.int32(slot), A, B, scale)
+            self.stacks[path] = self._programs.install(stack, np.int32(slot), A, B, scale)
 
     def clear(self, row: int) -> None:
         """Empties a row of the cache."""
-        self.k, self.v = self._clear(self.k, self.v, np.int32(row))
+        self.k, self.v = self._programs.clear(self.k, self.v, np.int32(row))
 
 
 def padded(ids: np.ndarray, size: int) -> np.ndarray:

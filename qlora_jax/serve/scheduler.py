@@ -43,17 +43,18 @@ class Scheduler:
         self._reading: collections.deque[Row] = collections.deque()
 
     def step(self) -> bool:
-        """One piece of one prompt and one token for every text; whether there is more to do at once."""
+        """One piece of one prompt and one token for every text; False where there was nothing to do."""
         self._drop_cancelled()
         while self._admit():
             pass
+        busy = any(row.job for row in self.rows)
         if self._reading:
             self._read(self._reading[0])
             self._reading.rotate(-1)
         writing = [row for row in self.rows if row.job and not row.job.pieces]
         if writing:
             self._write(writing)
-        return any(row.job for row in self.rows)
+        return busy
 
     def fail(self, error: str, *, waiting: bool) -> None:
         """Ends all running requests, and the waiting ones too where asked for, and forgets what is on the device."""

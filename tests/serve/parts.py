@@ -5,18 +5,19 @@ import functools
 import threading
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 
-from qlora_jax.generate import Generator, Sampling
+from qlora_jax.generate import Generator
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import LoadedModel, load_model
 from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
-from qlora_jax.lora import LoraConfig
-from qlora_jax.models.adapters import add_adapters, linears
+from qlora_jax.lora import LoRA, LoraConfig, resolve_targets
+from qlora_jax.models.adapters import linears, module_names
+from qlora_jax.models.parameters import STACK, linear_modules
 from qlora_jax.serve import open_engine
 from qlora_jax.serve.request import Event, Finished, PromptScored, Request, Token
+from tests.cli.tiny import LAYERS
 
 # Different ranks and targets; rsLoRA, and ranks that differ from module to module, among them.
 ADAPTERS = {
@@ -29,7 +30,7 @@ ADAPTERS = {
     "one-layer": dict(rank=6, targets=("model.layers.1.self_attn.k_proj", "model.layers.1.mlp.down_proj")),
     "mixed-ranks": dict(rank=2, targets="all-linear", rank_pattern={"q_proj": 7, "down_proj": 12}),
 }
-LENGTH = 64
+LENGTH, RANK = 64, 12
 
 
 @functools.cache
@@ -38,36 +39,56 @@ def loaded_base(base: Path) -> LoadedModel:
     return load_model(base, dtype="float32", quant="nf4", quantization=Quantization())
 
 
-def write_random_adapter(folder: Path, base: Path, seed: int, *, size: float = 0.3, method="qlora", **lora) -> Path:
+def write_random_adapter(folder: Path, base: Path, seed: int, *, size: float = 0.3, record=None, **lora) -> Path:
     """An adapter whose A and B are both random, large enough to change answers."""
     loaded, config = loaded_base(base), LoraConfig(**lora)
-    for _, linear in linears(loaded.model):
-        linear.lora = None
-    targets = add_adapters(loaded.model, config, jax.random.key(seed))
-    random = np.random.default_rng(seed)
-    for _, linear in linears(loaded.model):
-        if linear.lora is not None:
-            A, B = linear.lora.A.get_value(), linear.lora.B.get_value()
-            drawn = np.float32(size) * random.standard_normal(B.shape, np.float32)
-            linear.lora.B.set_value(jax.numpy.asarray(drawn) * (np.abs(np.asarray(A)).sum(-1) > 0)[..., None, :])
-    extra = {"method": method, **dataclasses.asdict(Quantization())}
-    write_adapter(folder, loaded.model, config, targets, base="tiny", base_hash=loaded.content_hash, extra=extra)
+    model, random = loaded.model, np.random.default_rng(seed)
+    targets = resolve_targets(config, linear_modules(model.config))
+    for path, linear in linears(model):
+        own = [targets.get(name) for name in module_names(model.config, path)]
+        linear.lora = _random_lora(own, linear.weight.get_value().shape, size, random) if any(own) else None
+    extra = {"method": "qlora", **dataclasses.asdict(Quantization()), **(record or {})}
+    write_adapter(folder, model, config, targets, base="tiny", base_hash=loaded.content_hash, extra=extra)
     return folder
 
 
+def _random_lora(targets, shape, size: float, random) -> LoRA:
+    n, k = shape
+    ranks = [target.rank if target else 0 for target in targets]
+    A = random.standard_normal((len(ranks), max(ranks), k), np.float32) * np.float32(size)
+    B = random.standard_normal((len(ranks), n, max(ranks)), np.float32) * np.float32(size)
+    return LoRA(A, B, np.asarray([target.scale if target else 0 for target in targets], np.float32))
+
+
 def alone(base: Path, adapter: Path | None) -> Generator:
-    """What the base with this one adapter answers, by the way that generate.py takes."""
+    """The base with this one adapter, as generate.py has it.
+
+    Adapters of all ranks and targets are padded with zeros to one shape, so that one program serves them all.
+    """
     loaded = loaded_base(base)
     for _, linear in linears(loaded.model):
         linear.lora = None
     if adapter is not None:
         attach_adapter(loaded.model, read_adapter(adapter), base_hash=loaded.content_hash)
+    for path, linear in linears(loaded.model):
+        if path.startswith(STACK):
+            linear.lora = _padded(linear.lora, linear.weight.get_value().shape)
     return Generator(*nnx.split(loaded.model), stop_ids=())
+
+
+def _padded(lora: LoRA | None, shape) -> LoRA:
+    n, k = shape
+    A, B = np.zeros((LAYERS, RANK, k), np.float32), np.zeros((LAYERS, n, RANK), np.float32)
+    if lora is None:
+        return LoRA(A, B, np.zeros(LAYERS, np.float32))
+    rank = lora.A.get_value().shape[1]
+    A[:, :rank], B[:, :, :rank] = lora.A.get_value(), lora.B.get_value()
+    return LoRA(A, B, lora.scale.get_value())
 
 
 def make_engine(base: Path, adapters: Path | None, **options):
     """An engine in fp32 on NF4 weights, small enough to be compiled for a test."""
-    sizes = dict(slots=4, max_loras=3, max_rank=12, max_length=LENGTH, queue=32, host_adapters=8)
+    sizes = dict(slots=4, max_loras=3, max_rank=RANK, max_length=LENGTH, queue=32, host_adapters=8)
     return open_engine(base, adapters, base_name="base", stop_ids=[], quant="nf4", dtype="fp32", **{**sizes, **options})
 
 
@@ -127,6 +148,3 @@ def answer(engine, prompt, adapter=None, new=8, **options) -> list[int]:
 def prompt(seed: int, length: int = 12) -> list[int]:
     """Random ids of the small model."""
     return np.random.default_rng(seed).integers(2, 250, length).tolist()
-
-
-GREEDY = Sampling()
