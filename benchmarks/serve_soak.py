@@ -74,7 +74,7 @@ def soak(work: Path, requests: int) -> dict:
     with server(folder, key) as (url, process):
         before = httpx.get(f"{url}/status").json()["engine"]["counters"]["compilations"]
         memory = [process.memory_info().rss]
-        traffic = Traffic(url, key, prompts, answers, swapped=swapped, spare="adapter-0")
+        traffic = Traffic(url, key, prompts, answers, swapped=swapped, spare="adapter-0", long=50)
         report = asyncio.run(traffic.run(requests, AT_ONCE))
         memory.append(process.memory_info().rss)
         left = leaks(url, before)

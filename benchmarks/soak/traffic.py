@@ -17,7 +17,6 @@ import httpx
 
 JSON = {"Content-Type": "application/json"}
 NEW_TOKENS = 8
-LONG = 50  # tokens of the answers that clients do not wait for
 # Raw bodies, and the status that each must get.
 MALFORMED: tuple[tuple[bytes, int], ...] = (
     (b"", 400),
@@ -89,6 +88,7 @@ class Traffic:
       answers: for each model, the greedy text after each prompt; a model with several contents has "name#0", "name#1".
       swapped: an adapter that is exchanged meanwhile.
       spare: one that is unloaded and loaded meanwhile.
+      long: tokens of the answers that clients do not wait for.
       seed: of what is sent.
     """
 
@@ -101,10 +101,12 @@ class Traffic:
         *,
         swapped: Swapped,
         spare: str,
+        long: int,
         seed: int = 0,
     ):
         self._url, self._admin = url, {"Authorization": f"Bearer {admin_key}"}
         self._prompts, self._answers, self._swapped, self._spare = prompts, answers, swapped, spare
+        self._long = long
         self._models = sorted({name.partition("#")[0] for name in answers})
         self._random = random.Random(seed)
         self._changing = asyncio.Lock()
@@ -204,7 +206,7 @@ class Traffic:
 
     async def _left_in_the_middle(self, client: httpx.AsyncClient) -> None:
         model, _, fields = self._draw()
-        long = {**fields, "max_tokens": LONG, "stream": True}
+        long = {**fields, "max_tokens": self._long, "stream": True}
         async with client.stream("POST", "/v1/completions", json=long) as response:
             if response.status_code != 200:
                 await response.aread()
@@ -216,7 +218,7 @@ class Traffic:
         _, _, fields = self._draw()
         with contextlib.suppress(httpx.TimeoutException):
             seconds = self._random.uniform(0.001, 0.05)
-            await client.post("/v1/completions", json={**fields, "max_tokens": LONG}, timeout=seconds)
+            await client.post("/v1/completions", json={**fields, "max_tokens": self._long}, timeout=seconds)
 
     async def _malformed(self, client: httpx.AsyncClient) -> None:
         body, status = self._random.choice(MALFORMED)
