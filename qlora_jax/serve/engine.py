@@ -9,7 +9,7 @@ from flax import nnx
 
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.serve.adapters import AdapterStore
-from qlora_jax.serve.adapters.store import Version
+from qlora_jax.serve.adapters.store import Want
 from qlora_jax.serve.job import Job
 from qlora_jax.serve.programs import TOP_LOGPROBS
 from qlora_jax.serve.queue import FairQueue
@@ -100,14 +100,14 @@ class Engine:
           ValueError: a value that no request may have.
         """
         self._check(request)
-        version = None if request.adapter is None else self._want(request.adapter)
-        job = Job(request, listener, version)
+        want = None if request.adapter is None else self._want(request.adapter)
+        job = Job(request, listener, want)
         with self._lock:
             try:
                 self._admit(job)
             except Refused:
-                if version:
-                    self.adapters.release(version)
+                if want:
+                    self.adapters.release(want)
                 raise
             self._changed = True
             self._lock.notify_all()
@@ -252,7 +252,7 @@ class Engine:
                 f"{self.max_length} are served: shorten the prompt or ask for fewer"
             )
 
-    def _want(self, name: str) -> Version:
+    def _want(self, name: str) -> Want:
         try:
             return self.adapters.want(name)
         except UnknownModel as error:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qlora_jax.serve.adapters.store import Version
+from qlora_jax.serve.adapters.store import Want
 from qlora_jax.serve.request import Event, Finished, Listener, PromptScored, Request, Token
 from qlora_jax.serve.runner import Piece
 
@@ -18,7 +18,7 @@ class Job:
     """A request, who listens, and how far it has come.
 
     Attributes:
-      version: the adapter as its files were when the request came; None for the base.
+      want: the adapter that the request waits for; None for the base.
       cancelled: set from any thread; the engine looks at it between steps.
       slot: the adapter's place in the stacks.
       cached: tokens of the prompt whose keys and values were there.
@@ -30,7 +30,7 @@ class Job:
 
     request: Request
     listener: Listener
-    version: Version | None
+    want: Want | None
     cancelled: bool = False
     slot: int = 0
     cached: int = 0

@@ -80,8 +80,8 @@ class Scheduler:
 
     def _drop(self, job: Job, event: Finished) -> None:
         """Ends a request that never got a row."""
-        if job.version:
-            self.store.release(job.version)
+        if job.want:
+            self.store.release(job.want)
         self._count(event.reason)
         job.tell(event)
 
@@ -120,12 +120,12 @@ class Scheduler:
 
     def _slot(self, job: Job) -> int | None:
         """The adapter's place on the device, used once more; None while it has none, and has to wait for one."""
-        if job.version is None:
+        if job.want is None:
             return 0
-        key = self.store.key(job.version)
+        key = self.store.key(job.want)
         number = None if key is None else self.device.find(key)
         if number is None:
-            adapter = self.store.get(job.version)
+            adapter = self.store.get(job.want)
             number = None if adapter is None else self.device.room()
             if adapter is None or number is None:
                 return None
@@ -134,9 +134,11 @@ class Scheduler:
 
     def _prepare(self, job: Job) -> None:
         """Has the adapter read while there is no row."""
-        key = job.version and self.store.key(job.version)
-        if job.version and (key is None or self.device.find(key) is None):
-            self.store.get(job.version)
+        if job.want is None:
+            return
+        key = self.store.key(job.want)
+        if key is None or self.device.find(key) is None:
+            self.store.get(job.want)
 
     def _install(self, number: int, adapter: HostAdapter, name: str) -> None:
         self.runner.install(number, adapter.weights)
@@ -145,9 +147,9 @@ class Scheduler:
 
     def _start(self, job: Job, slot: int, free: list[Row]) -> None:
         key = BASE
-        if job.version:
+        if job.want:
             key = self.device.slots[slot - 1].key or ""
-            self.store.release(job.version)
+            self.store.release(job.want)
         prompt = job.request.prompt
         row, shared = best_row(free, key, prompt)
         if job.request.score_prompt:

@@ -1,23 +1,17 @@
 """A small base with adapters of different ranks and targets, and what each of them answers alone."""
 
-import dataclasses
 import functools
 import threading
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
+from benchmarks import random_adapters
 from qlora_jax.generate import Generator
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import LoadedModel, load_model
-from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
-from qlora_jax.lora import LoRA, LoraConfig, resolve_targets
-from qlora_jax.models.adapters import linears, module_names
-from qlora_jax.models.parameters import STACK, linear_modules
 from qlora_jax.serve import open_engine
 from qlora_jax.serve.request import Event, Finished, PromptScored, Request, Token
-from tests.cli.tiny import LAYERS
 
 # Different ranks and targets; rsLoRA, and ranks that differ from module to module, among them.
 ADAPTERS = {
@@ -39,51 +33,14 @@ def loaded_base(base: Path) -> LoadedModel:
     return load_model(base, dtype="float32", quant="nf4", quantization=Quantization())
 
 
-def write_random_adapter(folder: Path, base: Path, seed: int, *, size: float = 0.3, record=None, **lora) -> Path:
-    """An adapter whose A and B are both random, large enough to change answers."""
-    loaded, config = loaded_base(base), LoraConfig(**lora)
-    model, random = loaded.model, np.random.default_rng(seed)
-    targets = resolve_targets(config, linear_modules(model.config))
-    for path, linear in linears(model):
-        own = [targets.get(name) for name in module_names(model.config, path)]
-        linear.lora = _random_lora(own, linear.weight.get_value().shape, size, random) if any(own) else None
-    extra = {"method": "qlora", **dataclasses.asdict(Quantization()), **(record or {})}
-    write_adapter(folder, model, config, targets, base="tiny", base_hash=loaded.content_hash, extra=extra)
-    return folder
-
-
-def _random_lora(targets, shape, size: float, random) -> LoRA:
-    n, k = shape
-    ranks = [target.rank if target else 0 for target in targets]
-    A = random.standard_normal((len(ranks), max(ranks), k), np.float32) * np.float32(size)
-    B = random.standard_normal((len(ranks), n, max(ranks)), np.float32) * np.float32(size)
-    return LoRA(A, B, np.asarray([target.scale if target else 0 for target in targets], np.float32))
+def write_random_adapter(folder: Path, base: Path, seed: int, **options) -> Path:
+    """An adapter of the base with random weights."""
+    return random_adapters.write_random_adapter(folder, loaded_base(base), seed, **options)
 
 
 def alone(base: Path, adapter: Path | None) -> Generator:
-    """The base with this one adapter, as generate.py has it.
-
-    Adapters of all ranks and targets are padded with zeros to one shape, so that one program serves them all.
-    """
-    loaded = loaded_base(base)
-    for _, linear in linears(loaded.model):
-        linear.lora = None
-    if adapter is not None:
-        attach_adapter(loaded.model, read_adapter(adapter), base_hash=loaded.content_hash)
-    for path, linear in linears(loaded.model):
-        if path.startswith(STACK):
-            linear.lora = _padded(linear.lora, linear.weight.get_value().shape)
-    return Generator(*nnx.split(loaded.model), stop_ids=())
-
-
-def _padded(lora: LoRA | None, shape) -> LoRA:
-    n, k = shape
-    A, B = np.zeros((LAYERS, RANK, k), np.float32), np.zeros((LAYERS, n, RANK), np.float32)
-    if lora is None:
-        return LoRA(A, B, np.zeros(LAYERS, np.float32))
-    rank = lora.A.get_value().shape[1]
-    A[:, :rank], B[:, :, :rank] = lora.A.get_value(), lora.B.get_value()
-    return LoRA(A, B, lora.scale.get_value())
+    """The base with this one adapter, as generate.py has it."""
+    return random_adapters.alone(loaded_base(base), adapter, RANK)
 
 
 def make_engine(base: Path, adapters: Path | None, **options):

@@ -40,11 +40,11 @@ class Catalogue:
         return [name for name, place in self._entries().items() if offers(place, self.folder)]
 
     def _entries(self) -> dict[str, Path]:
-        """The subfolders; they are listed again when the folder has changed."""
+        """What lies in the folder under a plain name; it is listed again when the folder has changed."""
         changed = self.folder.stat().st_mtime_ns
         if changed != self._seen:
             with os.scandir(self.folder) as entries:
-                found = {entry.name: Path(entry.path) for entry in entries if is_name(entry.name) and entry.is_dir()}
+                found = {entry.name: Path(entry.path) for entry in entries if is_name(entry.name)}
             self._found, self._seen = dict(sorted(found.items())), changed
         return self._found
 
@@ -52,10 +52,11 @@ class Catalogue:
 def offers(folder: Path, root: Path) -> bool:
     """Whether `folder` holds an adapter's two files, and all that lies in `root`, links followed."""
     files = [folder / CONFIG, folder / WEIGHTS]
-    if not all(file.is_file() for file in files):
+    try:
+        places = [place.resolve() for place in (folder, *files, folder / RECORD)]
+        return all(file.is_file() for file in files) and all(root in place.parents for place in places)
+    except (OSError, RuntimeError):  # what may not be read, and links that go round in circles
         return False
-    folder = folder.resolve()
-    return folder != root and all(place.resolve().is_relative_to(root) for place in (folder, *files, folder / RECORD))
 
 
 def is_name(name: str) -> bool:

@@ -93,8 +93,10 @@ def read_checked(name: str, folder: Path, limits: Limits) -> HostAdapter:
         _check_storage(adapter, limits.quantization)
         _check_targets(adapter, limits)
     except (ValueError, NotImplementedError, OSError, TypeError, AttributeError) as error:
-        # A setting of the wrong type in a file that someone made by hand is bad input, too.
-        raise Refused(f"adapter {name!r}: {error}") from error
+        # TypeError, AttributeError: a setting of the wrong type, in a file that someone made by hand.
+        # Whoever sends requests need not know where the adapters lie.
+        words = str(error).replace(f"{folder}/", "").replace(str(folder), "its folder")
+        raise Refused(f"adapter {name!r}: {words}") from error
     return HostAdapter(key, max(t.rank for t in adapter.targets.values()), _laid_out(adapter, limits))
 
 

@@ -1,24 +1,32 @@
 """Adapters from disk to host memory: found by name, told apart by content, read by a thread of their own."""
 
-import collections
+import dataclasses
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from qlora_jax.serve.adapters.catalogue import LONGEST_NAME, Catalogue, is_name
 from qlora_jax.serve.adapters.reading import Fingerprint, HostAdapter, Limits, fingerprint, read_checked
-from qlora_jax.serve.request import QueueFull, Refused, UnknownModel
+from qlora_jax.serve.request import Refused, UnknownModel
 
-# How often an adapter is read that changes while it is being read.
-ATTEMPTS = 3
+# How often an adapter is read that changes meanwhile, and seconds between a failure and the next look.
+ATTEMPTS, PAUSE = 5, 0.02
 
 
 class Version(NamedTuple):
-    """An adapter as its files were when a request asked for it."""
+    """An adapter as its files were at one moment."""
 
     folder: Path
     seen: Fingerprint
+
+
+@dataclasses.dataclass(eq=False)
+class Want:
+    """A request's wish for an adapter: the version that was there when it came, or a newer one, if that was read."""
+
+    version: Version
 
 
 class AdapterStore:
@@ -48,7 +56,7 @@ class AdapterStore:
         self._keys: dict[Version, str] = {}
         self._held: dict[str, HostAdapter] = {}  # the least recently used first
         self._failed: dict[Version, Refused] = {}
-        self._waiting: collections.Counter[Version] = collections.Counter()
+        self._wants: set[Want] = set()
         self._queue: list[Version] = []
         self._closed = False
         self._thread = threading.Thread(target=self._read_queue, name="adapters", daemon=True)
@@ -60,8 +68,8 @@ class AdapterStore:
             listed = [] if self._catalogue is None else self._catalogue.names()
             return sorted({*listed, *self._aliases} - self._unloaded)
 
-    def want(self, name: str) -> Version:
-        """The version of an adapter that a new request gets; to be given back by `release`.
+    def want(self, name: str) -> Want:
+        """A new request's wish for an adapter; to be given back by `release`.
 
         Raises:
           UnknownModel: no adapter of this name is served.
@@ -70,33 +78,33 @@ class AdapterStore:
             folder = None if name in self._unloaded else self._folder(self._aliases.get(name, name))
             if folder is None:
                 raise UnknownModel(f"no adapter {_shown(name)} is served")
-            version = Version(folder, fingerprint(folder))
+            want = Want(Version(folder, fingerprint(folder)))
             self._names[folder] = name
-            self._waiting[version] += 1
-            return version
+            self._wants.add(want)
+            return want
 
-    def release(self, version: Version) -> None:
+    def release(self, want: Want) -> None:
         """The request waits no longer."""
         with self._lock:
-            self._waiting[version] -= 1
-            if not self._waiting[version]:
-                del self._waiting[version]
-                self._failed.pop(version, None)
-                self._queue = [other for other in self._queue if other != version]
+            self._wants.remove(want)
+            left = {other.version for other in self._wants}
+            self._failed = {version: error for version, error in self._failed.items() if version in left}
+            self._queue = [version for version in self._queue if version in left]
             self._lock.notify_all()
 
-    def key(self, version: Version) -> str | None:
-        """The content hash of a version; None before it has been read."""
+    def key(self, want: Want) -> str | None:
+        """The content hash of a wanted adapter; None before it has been read."""
         with self._lock:
-            return self._keys.get(version)
+            return self._keys.get(want.version)
 
-    def get(self, version: Version) -> HostAdapter | None:
+    def get(self, want: Want) -> HostAdapter | None:
         """A wanted adapter; None while it is being read, which begins now.
 
         Raises:
           Refused: it could not be read, or is not one that can be served.
         """
         with self._lock:
+            version = want.version
             if version in self._failed:
                 raise self._failed[version]
             key = self._keys.get(version)
@@ -114,7 +122,6 @@ class AdapterStore:
         Raises:
           UnknownModel: no such subfolder.
           ValueError: a name that no adapter may have, or that another one has.
-          QueueFull: requests wait for every adapter in host memory.
           Refused: an adapter that cannot be served.
         """
         if not is_name(name):
@@ -127,9 +134,8 @@ class AdapterStore:
                 raise ValueError(f"{name!r} is the name of another adapter: choose one that is free")
         version, adapter = self._read(Version(place, fingerprint(place)))
         with self._lock:
-            if not self._make_room(adapter.key):
-                raise QueueFull(f"adapter {name!r}: all {self.host} places in host memory are in use: try again", 1.0)
-            self._take(version, adapter)
+            if self._make_room(adapter.key):  # else it is read again when someone asks for it
+                self._take(version, adapter)
             self._unloaded.discard(name)
             self._names[place] = name
             if folder is not None and folder != name:
@@ -170,6 +176,8 @@ class AdapterStore:
                 if self._closed:
                     return
                 version = self._queue[0]
+                # Who comes later wants what is there later, even if that is this version again.
+                asking = [want for want in self._wants if want.version == version]
             try:
                 found: tuple[Version, HostAdapter] | Refused = self._read(version)
             except Refused as error:
@@ -177,21 +185,28 @@ class AdapterStore:
             with self._lock:
                 self._queue = [other for other in self._queue if other != version]
                 if isinstance(found, Refused):
-                    if version in self._waiting:
-                        self._failed[version] = found
+                    self._failed[version] = found
                 else:
-                    self._take(found[0], found[1])
-                    self._keys[version] = found[1].key
+                    self._take(*found)
+                    for want in asking:
+                        want.version = found[0]
             self.changed()
 
     def _read(self, version: Version) -> tuple[Version, HostAdapter]:
         """The adapter as it is now, and its version, which is a newer one where the files have changed since."""
         name = self._names.get(version.folder, version.folder.name)
+        found: HostAdapter | Refused
         for _ in range(ATTEMPTS):
             before = fingerprint(version.folder)
-            adapter = read_checked(name, version.folder, self.limits)
+            try:
+                found = read_checked(name, version.folder, self.limits)
+            except Refused as error:
+                found = error
+                time.sleep(PAUSE)  # a folder that is being replaced is away for a moment
             if fingerprint(version.folder) == before:
-                return Version(version.folder, before), adapter
+                if isinstance(found, Refused):
+                    raise found
+                return Version(version.folder, before), found
         raise Refused(f"adapter {name!r} changes while it is being read: write it elsewhere and move it here whole")
 
     def _take(self, version: Version, adapter: HostAdapter) -> None:
@@ -211,7 +226,7 @@ class AdapterStore:
         return key in self._held or len(self._held) < self.host
 
     def _wanted(self) -> set[str]:
-        return {self._keys[version] for version in self._waiting if version in self._keys}
+        return {self._keys[want.version] for want in self._wants if want.version in self._keys}
 
 
 def _shown(name: str) -> str:

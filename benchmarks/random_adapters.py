@@ -1,0 +1,74 @@
+"""Adapters with random weights for a model at hand, and what each of them answers by itself."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from qlora_jax.generate import Generator
+from qlora_jax.io.build import Quantization
+from qlora_jax.io.hf import LoadedModel
+from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
+from qlora_jax.lora import LoRA, LoraConfig, Target, resolve_targets
+from qlora_jax.models.adapters import linears, module_names
+from qlora_jax.models.parameters import STACK, linear_modules
+
+
+def write_random_adapter(
+    folder: Path, loaded: LoadedModel, seed: int, *, size: float = 0.3, record: Mapping[str, Any] | None = None, **lora
+) -> Path:
+    """Writes an adapter whose A and B are both N(0, size²), large enough to change answers. The model stays bare.
+
+    Args:
+      record: what its folder says of the base's storage, over that of a default NF4 base.
+      lora: fields of LoraConfig.
+    """
+    model, config, random = loaded.model, LoraConfig(**lora), np.random.default_rng(seed)
+    targets = resolve_targets(config, linear_modules(model.config))
+    for path, linear in linears(model):
+        own = [targets.get(name) for name in module_names(model.config, path)]
+        shape = linear.weight.get_value().shape[-2:]
+        linear.lora = _random_lora(own, shape, path.startswith(STACK), size, random) if any(own) else None
+    extra = {"method": "qlora", **dataclasses.asdict(Quantization()), **(record or {})}
+    write_adapter(folder, model, config, targets, base="random", base_hash=loaded.content_hash, extra=extra)
+    for _, linear in linears(model):
+        linear.lora = None
+    return folder
+
+
+def _random_lora(targets: list[Target | None], shape: tuple[int, int], stacked: bool, size: float, random) -> LoRA:
+    n, k = shape
+    rank = max(target.rank for target in targets if target)
+    A = random.standard_normal((len(targets), rank, k), np.float32) * np.float32(size)
+    B = random.standard_normal((len(targets), n, rank), np.float32) * np.float32(size)
+    scale = np.asarray([target.scale if target else 0 for target in targets], np.float32)
+    return LoRA(A, B, scale) if stacked else LoRA(A[0], B[0], scale[0])
+
+
+def alone(loaded: LoadedModel, adapter: Path | None, rank: int) -> Generator:
+    """The base with this one adapter, as generate.py has it; it never stops.
+
+    Adapters are padded with zeros to `rank` and to all layers, so that one program serves them all.
+    """
+    for _, linear in linears(loaded.model):
+        linear.lora = None
+    if adapter is not None:
+        attach_adapter(loaded.model, read_adapter(adapter), base_hash=loaded.content_hash)
+    layers = loaded.model.config.num_layers
+    for path, linear in linears(loaded.model):
+        if path.startswith(STACK):
+            linear.lora = _padded(linear.lora, linear.weight.get_value().shape[-2:], layers, rank)
+    return Generator(*nnx.split(loaded.model), stop_ids=())
+
+
+def _padded(lora: LoRA | None, shape: tuple[int, int], layers: int, rank: int) -> LoRA:
+    n, k = shape
+    A, B = np.zeros((layers, rank, k), np.float32), np.zeros((layers, n, rank), np.float32)
+    if lora is None:
+        return LoRA(A, B, np.zeros(layers, np.float32))
+    own = lora.A.get_value().shape[1]
+    A[:, :own], B[:, :, :own] = lora.A.get_value(), lora.B.get_value()
+    return LoRA(A, B, lora.scale.get_value())

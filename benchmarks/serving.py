@@ -1,0 +1,252 @@
+"""How fast does the serving engine answer: bare base, one adapter, eight adapters in one batch, and swapping them?
+
+    python benchmarks/serving.py [--smoke] [--out FILE]
+
+The engine alone, without HTTP, on NF4 weights with random values: on a GPU the geometry of Llama-2-7B, on a CPU a small
+one. What is compared takes turns in one run. Prints a row for each figure and writes them to serving-cpu.json or
+serving-CARD-DATE.json in benchmarks/results. Exit code 1 where a bar is missed; a CPU's figures are held to none.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from benchmarks.gpu import fill  # noqa: E402
+from benchmarks.gpu.machine import describe, file_name, versions  # noqa: E402
+from benchmarks.gpu.results import Bar, Results, make_row  # noqa: E402
+from benchmarks.random_adapters import write_random_adapter  # noqa: E402
+from qlora_jax.io.build import Quantization, abstract_model  # noqa: E402
+from qlora_jax.io.hf import LoadedModel, read_config  # noqa: E402
+from qlora_jax.models.config import ModelConfig  # noqa: E402
+from qlora_jax.serve.adapters import AdapterStore  # noqa: E402
+from qlora_jax.serve.adapters.reading import Limits, read_checked  # noqa: E402
+from qlora_jax.serve.engine import Engine  # noqa: E402
+from qlora_jax.serve.request import Event, Finished, Request, Token  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+JOB = "serving"
+BATCH, ADAPTERS = 16, 8
+MIXED_BAR, ADAPTER_BAR, BATCH_BAR, SWAP_MS = (">=", 0.90), (">=", 0.85), (">=", 8.0), 10.0
+PATIENCE = 600.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large everything is: a prompt's tokens, new tokens, a rank, and how often each figure is taken."""
+
+    config: ModelConfig
+    dtype: str
+    prompt: int
+    new: int
+    rank: int
+    rounds: int
+    max_length: int
+
+
+def small(**changes) -> ModelConfig:
+    """A model that a CPU runs in milliseconds."""
+    config = read_config(ROOT / "benchmarks" / "gpu" / "smoke.json")
+    sizes = dict(hidden_size=512, intermediate_size=1408, num_layers=8, num_heads=8, num_kv_heads=8, head_dim=64)
+    return dataclasses.replace(config, **(sizes | dict(vocab_size=4096, windows=(0,) * 8, max_position=512) | changes))
+
+
+def sizes_for(platform: str, smoke: bool) -> Sizes:
+    """The sizes for a platform; `smoke` runs the same code in seconds."""
+    if smoke:
+        config = read_config(ROOT / "benchmarks" / "gpu" / "smoke.json")
+        return Sizes(config=config, dtype="float32", prompt=9, new=20, rank=4, rounds=1, max_length=32)
+    if platform == "cpu":
+        return Sizes(config=small(), dtype="float32", prompt=64, new=48, rank=16, rounds=5, max_length=128)
+    config = read_config(ROOT / "configs" / "geometry" / "llama-2-7b.json")
+    return Sizes(config=config, dtype="bfloat16", prompt=512, new=128, rank=16, rounds=5, max_length=1024)
+
+
+class Watch:
+    """A listener that notes when each token came."""
+
+    def __init__(self):
+        self.times: list[float] = []
+        self.end: Finished | None = None
+        self.done = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Token):
+            self.times.append(time.perf_counter())
+        elif isinstance(event, Finished):
+            self.end = event
+            self.done.set()
+
+
+class Bench:
+    """A model with adapters on disk, and the engines that serve it."""
+
+    def __init__(self, sizes: Sizes, folder: Path):
+        self.sizes, self.folder, self.asked = sizes, folder, 0
+        model = abstract_model(sizes.config, dtype=sizes.dtype, quantization=Quantization())
+        graphdef, state = nnx.split(model)
+        self.graphdef, self.state = graphdef, fill.random_state(state)
+        self.names = [f"a{i}" for i in range(ADAPTERS + 1)]
+        loaded = LoadedModel(nnx.merge(graphdef, self.state), "random", None)
+        for seed, name in enumerate(self.names):
+            write_random_adapter(folder / name, loaded, seed, size=0.02, rank=sizes.rank, targets="all-linear")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            config=self.sizes.config,
+            rank=self.sizes.rank,
+            nbytes=1 << 40,
+            dtype=self.sizes.dtype,
+            base_hash="random",
+            quantization=Quantization(),
+        )
+
+    def engine(self, slots: int) -> Engine:
+        """A started engine of so many rows."""
+        engine = Engine(
+            self.graphdef,
+            self.state,
+            config=self.sizes.config,
+            base_name="base",
+            stop_ids=(),
+            adapters=AdapterStore(self.folder, self.limits, host=len(self.names)),
+            slots=slots,
+            max_loras=ADAPTERS,
+            max_length=self.sizes.max_length,
+            queue=4 * BATCH,
+        )
+        engine.start()
+        return engine
+
+    def ask(self, engine: Engine, adapters: Sequence[str | None]) -> tuple[float, float]:
+        """(tokens/s while all rows write, seconds until the first token of the last one), for a request an adapter.
+
+        Prompts are new every time: none is found in the cache.
+        """
+        watches = [Watch() for _ in adapters]
+        began = time.perf_counter()
+        for adapter, watch in zip(adapters, watches, strict=True):
+            self.asked += 1
+            prompt = np.random.default_rng(self.asked).integers(3, self.sizes.config.vocab_size, self.sizes.prompt)
+            engine.submit(Request(prompt=tuple(prompt.tolist()), max_new_tokens=self.sizes.new, adapter=adapter), watch)
+        for watch in watches:
+            if not watch.done.wait(PATIENCE) or watch.end is None or watch.end.reason != "length":
+                raise RuntimeError(f"a request did not end as it should: {watch.end}")
+        first, last = max(watch.times[0] for watch in watches), min(watch.times[-1] for watch in watches)
+        written = sum(first < moment <= last for watch in watches for moment in watch.times)
+        return written / max(last - first, 1e-9), first - began
+
+
+def measure(bench: Bench, results: Results, platform: str) -> None:
+    """All rows."""
+    bars = platform != "cpu" and not results.smoke
+    add = Rows(results, bars)
+    one, base = bench.names[0], None
+    mixed = [bench.names[i % ADAPTERS] for i in range(BATCH)]
+    batched, single = bench.engine(BATCH), bench.engine(1)
+    cases: dict[str, Callable[[], tuple[float, float]]] = {
+        "base": lambda: bench.ask(batched, [base] * BATCH),
+        "one": lambda: bench.ask(batched, [one] * BATCH),
+        "mixed": lambda: bench.ask(batched, mixed),
+        "single": lambda: bench.ask(single, [base]),
+        "single, adapter": lambda: bench.ask(single, [one]),
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    for case in cases.values():
+        case()
+    for _ in range(bench.sizes.rounds):
+        for name, case in cases.items():
+            found[name].append(case())
+    speed = {name: statistics.median(rate for rate, _ in readings) for name, readings in found.items()}
+    first = {name: statistics.median(seconds for _, seconds in readings) for name, readings in found.items()}
+    add("bare base, batch 1", speed["single"], "tokens/s")
+    add(f"bare base, batch {BATCH}", speed["base"], "tokens/s", speed["single"], BATCH_BAR)
+    add(f"one adapter, batch {BATCH}", speed["one"], "tokens/s", speed["base"], ADAPTER_BAR)
+    add(f"{ADAPTERS} adapters, batch {BATCH}", speed["mixed"], "tokens/s", speed["one"], MIXED_BAR)
+    add("first token, bare base", first["single"] * 1e3, "ms")
+    add("first token, one adapter", first["single, adapter"] * 1e3, "ms", first["single"] * 1e3, inverse=True)
+    single.close()
+    swap(bench, batched, add, bars)
+    compiled = batched.view().counters["compilations"]
+    batched.close()
+    add("programs compiled in warm-up", compiled, "programs")
+
+
+class Rows:
+    """Adds rows of this benchmark; bars count where there is a GPU."""
+
+    def __init__(self, results: Results, bars: bool):
+        self.results, self.bars = results, bars
+
+    def __call__(self, name: str, value: float, unit: str, reference=None, bar: Bar | None = None, **more) -> None:
+        bar = bar if self.bars else None
+        self.results.add(make_row(JOB, name, value, unit, reference=reference, bar=bar, **more))
+
+
+def swap(bench: Bench, engine: Engine, add: Rows, bars: bool) -> None:
+    """Reading an adapter from disk, and putting it from host memory into the device's stacks."""
+    reading, putting = [], []
+    runner = engine._scheduler.runner
+    for index in range(2 * bench.sizes.rounds + 1):
+        name = bench.names[index % len(bench.names)]
+        began = time.perf_counter()
+        adapter = read_checked(name, bench.folder / name, bench.limits)
+        reading.append(time.perf_counter() - began)
+        jax.block_until_ready(runner.stacks)
+        began = time.perf_counter()
+        runner.install(1 + index % ADAPTERS, adapter.weights)
+        jax.block_until_ready(runner.stacks)
+        putting.append(time.perf_counter() - began)
+    size = adapter.nbytes / 1e6
+    note = f"rank {adapter.rank}, all linear layers, {size:.1f} MB"
+    milliseconds = statistics.median(putting[1:]) * 1e3
+    bar = (">=", 1.0) if bars else None
+    add("adapter from disk into host memory", statistics.median(reading[1:]) * 1e3, "ms", note=note)
+    add("adapter from host memory into a slot", milliseconds, "ms", SWAP_MS, bar, inverse=True, note=note)
+
+
+def others() -> Callable[[], float]:
+    """A function that gives the share of the cores that other processes have used since now."""
+    began, own, cores = time.perf_counter(), psutil.Process().cpu_times(), psutil.cpu_count()
+    before = psutil.cpu_times()
+
+    def share() -> float:
+        now, mine = psutil.cpu_times(), psutil.Process().cpu_times()
+        used = sum(now) - sum(before) - (now.idle - before.idle) - (now.iowait - before.iowait)
+        return max(0.0, (used - (sum(mine[:2]) - sum(own[:2]))) / (time.perf_counter() - began) / cores)
+
+    return share
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures and writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="the same code in seconds; its figures mean nothing")
+    parser.add_argument("--out", type=Path, help="the result file")
+    options = parser.parse_args(arguments)
+    platform, machine, busy = jax.default_backend(), describe(), others()
+    name = "serving-cpu.json" if platform == "cpu" else f"serving-{file_name(machine['card'])}"
+    results = Results(options.out or RESULTS / name, machine, versions(), smoke=options.smoke)
+    results.begin(JOB)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Bench(sizes_for(platform, options.smoke), Path(folder)), results, platform)
+    results.add(make_row(JOB, "share of the cores that other processes used meanwhile", busy(), "of 1"))
+    return int(any(row["passed"] is False for row in results.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
