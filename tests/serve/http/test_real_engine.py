@@ -8,17 +8,17 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.soak.adapters import answers_alone
+from benchmarks.soak.answers import answers_alone
 from benchmarks.soak.traffic import NEW_TOKENS, Swapped, Traffic, leaks
 from qlora_jax.data import load_tokenizer
 from qlora_jax.io.peft import WEIGHTS
 from qlora_jax.serve.http.service import Service
 from tests.cli.tiny import VOCABULARY
 from tests.serve.http.live import serving
-from tests.serve.parts import ADAPTERS, LENGTH, make_engine, prompt, write_random_adapter
+from tests.serve.parts import ADAPTERS, LENGTH, RANK, loaded_base, make_engine, prompt, write_random_adapter
 
 KEY = "root"
-# Different ranks and targets, more than the engine holds on the device; each costs a compilation in `expected`.
+# Different ranks and targets, more than the engine holds on the device.
 SERVED = ("q1", "all3", "o8", "mixed-ranks")
 PROMPTS = [prompt(seed, 4 + 9 * seed) for seed in range(3)]
 
@@ -61,7 +61,7 @@ def expected(base, folder, tokenizer):
     """What each model says alone, after PROMPTS, by the way that generate.py takes."""
     models = {"base": None} | {name: folder / "adapters" / name for name in SERVED}
     models["all3#0"], models["all3#1"] = models.pop("all3"), folder / "other"
-    return answers_alone(base, models, PROMPTS, tokenizer, NEW_TOKENS)
+    return answers_alone(loaded_base(base), models, PROMPTS, tokenizer, new=NEW_TOKENS, rank=RANK)
 
 
 def test_every_adapter_answers_as_alone(client, expected):
@@ -165,7 +165,7 @@ def test_too_long_a_prompt_states_both_lengths(client):
 
 
 def test_traffic(url, engine, folder, expected, tmp_path):
-    """Three hundred of what benchmarks/serve_soak.py sends ten thousand of."""
+    """Three hundred of what benchmarks/server_soak.py sends ten thousand of."""
     first = shutil.copyfile(folder / "adapters" / "all3" / WEIGHTS, tmp_path / "first")
     swapped = Swapped("all3", folder / "adapters" / "all3" / WEIGHTS, (first, folder / "other" / WEIGHTS))
     compiled = engine.view().counters["compilations"]

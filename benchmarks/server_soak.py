@@ -1,6 +1,6 @@
 """Ten thousand mixed requests against serve.py: nothing wrong, nothing lost, nothing compiled.
 
-Command: python -m benchmarks.serve_soak [--requests N] [--json]     (needs the `test` extra; some minutes on two cores)
+Command: python benchmarks/server_soak.py [--requests N] [--json]     (`test` extra; some minutes on two cores)
 
 A server of the demo's base with twelve random adapters, four places on the device and six in host memory, answers
 sixteen clients at once: whole answers, streams, several choices with log probabilities, clients that leave in the
@@ -28,14 +28,19 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.soak.adapters import answers_alone, write_random
-from benchmarks.soak.traffic import NEW_TOKENS, Swapped, Traffic, leaks
-from qlora_jax.cli import environment
-from qlora_jax.data import load_tokenizer
-from qlora_jax.io.peft import WEIGHTS
-
 ROOT = Path(__file__).resolve().parents[1]
-BASE, RESULT = ROOT / "demo" / "base", ROOT / "benchmarks" / "results" / "serve-soak.json"
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.random_adapters import write_random_adapter  # noqa: E402
+from benchmarks.soak.answers import answers_alone  # noqa: E402
+from benchmarks.soak.traffic import NEW_TOKENS, Swapped, Traffic, leaks  # noqa: E402
+from qlora_jax.cli import environment  # noqa: E402
+from qlora_jax.data import load_tokenizer  # noqa: E402
+from qlora_jax.io.build import Quantization  # noqa: E402
+from qlora_jax.io.hf import load_model  # noqa: E402
+from qlora_jax.io.peft import WEIGHTS  # noqa: E402
+
+BASE, RESULT = ROOT / "demo" / "base", ROOT / "benchmarks" / "results" / "server-soak.json"
 RANKS = (1, 2, 3, 4, 5, 6, 8, 8, 12, 16, 16, 16)
 FLAGS = ("--slots", "8", "--max-loras", "4", "--host-adapters", "6", "--max-rank", "16", "--max-length", "128")
 PROMPTS, AT_ONCE = 6, 16
@@ -60,16 +65,18 @@ def main() -> int:
 def soak(work: Path, requests: int) -> dict:
     """Makes adapters, starts the server, sends the traffic, looks at what is left."""
     folder, key = work / "adapters", secrets.token_hex()
+    loaded = load_model(BASE, dtype="float32", quant="nf4", quantization=Quantization())
     for number, rank in enumerate(RANKS):
-        write_random(folder / f"adapter-{number}", BASE, number, rank)
-    write_random(work / "other", BASE, 100, RANKS[-1])
+        write_random_adapter(folder / f"adapter-{number}", loaded, number, rank=rank, targets="all-linear")
+    write_random_adapter(work / "other", loaded, 100, rank=RANKS[-1], targets="all-linear")
     swapped = Swapped("adapter-11", folder / "adapter-11" / WEIGHTS, (work / "first", work / "other" / WEIGHTS))
     shutil.copyfile(swapped.file, swapped.contents[0])
     random = np.random.default_rng(0)
     prompts = [random.integers(4, 2048, length).tolist() for length in random.integers(2, 60, PROMPTS)]
     models = {f"adapter-{number}": folder / f"adapter-{number}" for number in range(len(RANKS) - 1)}
     contents = {"adapter-11#0": folder / "adapter-11", "adapter-11#1": work / "other"}
-    answers = answers_alone(BASE, {"base": None, **models, **contents}, prompts, load_tokenizer(str(BASE)), NEW_TOKENS)
+    everything, tokenizer = {"base": None, **models, **contents}, load_tokenizer(str(BASE))
+    answers = answers_alone(loaded, everything, prompts, tokenizer, new=NEW_TOKENS, rank=max(RANKS))
     distinct = len({tuple(texts) for texts in answers.values()})
     with server(folder, key) as (url, process):
         before = httpx.get(f"{url}/status").json()["engine"]["counters"]["compilations"]
