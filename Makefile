@@ -2,6 +2,11 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 DEMO := runs/demo
+# Three tasks of the demo's, an adapter for each.
+SERVED := runs/serve-demo
+SERVED_TASKS := literal operator count
+# make serve-demo SERVE_DEMO=--once ends by itself.
+SERVE_DEMO ?=
 
 # Exact versions: one file for 3.11, one for every newer Python.
 PINS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
@@ -15,10 +20,11 @@ TYPED := qlora_jax.nf4,qlora_jax.int8,qlora_jax.kernels,qlora_jax.models
 export JAX_PLATFORMS = cpu
 export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.cache/jax
 
-.PHONY: help demo test test-full test-no-torch test-aot test-cuda12 test-newest lint format clean
+.PHONY: help demo serve-demo test test-full test-no-torch test-aot test-cuda12 test-newest lint format clean
 
 help:
 	@echo "make demo     fine-tune a small 4-bit model on the CPU, export it, generate from it"
+	@echo "make serve-demo  train three adapters of one base and serve them: the same question to each, and a page to try"
 	@echo "make test     lint, types and all tests"
 	@echo "make test-aot compile the kernels and the 7B steps for GPUs that are not there, and hold them to their budgets"
 	@echo "make lint     lint and types only"
@@ -33,6 +39,19 @@ demo: .venv-notorch/stamp
 	.venv-notorch/bin/python scripts/evaluate.py --model demo/base --adapter $(DEMO)/export/peft --quant nf4 --dtype fp32 \
 	    --data demo/tasks/test.jsonl --exact-match
 	.venv-notorch/bin/python scripts/generate.py --model $(DEMO)/export/merged --prompt $$'Question: type of (4, 2)\nAnswer:' --max-new-tokens 8
+
+serve-demo: .venv-notorch/stamp $(SERVED_TASKS:%=$(SERVED)/adapters/%/adapter_config.json)
+	.venv-notorch/bin/python scripts/serve_demo.py --model demo/base --adapters $(SERVED)/adapters $(SERVE_DEMO)
+
+# Trained once: the environment is no reason to do it again.
+$(SERVED)/adapters/%/adapter_config.json: | .venv-notorch/stamp
+	rm -rf $(SERVED)/runs/$*
+	mkdir -p $(SERVED)/tasks
+	for split in train validation; do grep '"task": "$*"' demo/tasks/$$split.jsonl > $(SERVED)/tasks/$*-$$split.jsonl || exit 1; done
+	.venv-notorch/bin/python scripts/train.py --config configs/demo.py --config.output_dir=$(SERVED)/runs/$* \
+	    --config.data.train=$(SERVED)/tasks/$*-train.jsonl --config.data.eval=$(SERVED)/tasks/$*-validation.jsonl \
+	    --config.train.steps=60 --config.train.eval_every=60
+	.venv-notorch/bin/python scripts/export.py --run $(SERVED)/runs/$* --out $(SERVED)/adapters/$* --format peft
 
 test: lint test-full test-no-torch test-aot test-cuda12 test-newest
 
@@ -73,10 +92,10 @@ format: .venv/stamp
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-notorch .venv-aot .venv-cuda12 .venv-newest .cache .mypy_cache .pytest_cache .ruff_cache $(DEMO)
+	rm -rf .venv .venv-notorch .venv-aot .venv-cuda12 .venv-newest .cache .mypy_cache .pytest_cache .ruff_cache $(DEMO) $(SERVED)
 
 .venv/stamp: PACKAGES = -e '.[test,dev]'
-.venv-notorch/stamp: PACKAGES = -e . pytest
+.venv-notorch/stamp: PACKAGES = -e '.[serve]' pytest
 # NVIDIA's wheels are pinned in a file of their own: PyPI's torch wants other versions of some of them in .venv.
 .venv-aot/stamp: PACKAGES = --constraint constraints/aot.txt -e '.[aot]' pytest pytest-xdist
 .venv-cuda12/stamp: PACKAGES = --constraint constraints/aot.txt -e . 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 pytest

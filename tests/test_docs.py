@@ -34,7 +34,7 @@ def test_the_demo_commands_run(tmp_path):
     ran = 0
     for command in commands(README):
         words = shlex.split(command)
-        if words[0] != "python" or "configs/7b.py" in words:
+        if words[0] != "python" or "configs/7b.py" in words or words[1] == "scripts/serve.py":
             continue
         if words[1] == "scripts/train.py":  # as written, but short
             words += ["--config.train.steps=2", "--config.train.eval_rows=8", "--config.data.samples=2"]
@@ -69,7 +69,25 @@ def test_the_command_for_a_plan_is_understood():
     assert find_card(words[5]).capacity == 25_300_000_000
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"^make (\w+)", README, re.MULTILINE)) | {"test"}))
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md", "docs/deploy.md"])
+def test_the_commands_that_serve_are_understood(page):
+    from qlora_jax.cli.serve import parser
+
+    found = [shlex.split(c)[2:] for c in commands((ROOT / page).read_text()) if "scripts/serve.py" in c]
+    assert found
+    for words in found:
+        assert parser().parse_args(words).port == 8000
+
+
+def test_the_options_of_serving_are_listed():
+    from qlora_jax.cli.serve import parser
+
+    text = (ROOT / "docs/serving.md").read_text()
+    known = {flag for action in parser()._actions for flag in action.option_strings} - {"-h", "--help", "--dtype"}
+    assert [flag for flag in sorted(known) if flag not in text] == []
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)) | {"test"}))
 def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

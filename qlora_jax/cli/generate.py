@@ -50,12 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prompt_ids(tokenizer, prompt: str, *, chat: bool) -> list[int]:
     """Token ids of raw text with the tokenizer's own special tokens, or of a user's message in the chat template."""
+    from qlora_jax.data.prompt import chat_ids, text_ids
+
     if not chat:
-        ids = tokenizer(prompt)["input_ids"]
-        # Some tokenizers close every text with eos; a prompt is not finished.
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        return text_ids(prompt, tokenizer)
     if not tokenizer.chat_template:
         raise ValueError("--chat: the model's tokenizer has no chat template: leave --chat out and format the prompt")
-    messages = [{"role": "user", "content": prompt}]
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    return chat_ids([{"role": "user", "content": prompt}], tokenizer)

@@ -1,4 +1,4 @@
-"""What generate.py and evaluate.py share: a model folder, with or without an adapter, ready to run."""
+"""What generate.py, evaluate.py and serve.py share: a model folder, with or without an adapter, ready to run."""
 
 import argparse
 import dataclasses
@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_jax import kernels
 from qlora_jax.data import check_vocabulary, load_tokenizer
+from qlora_jax.data.tokenizer import Tokenizer
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import load_model, read_config, resolve_folder
 from qlora_jax.io.peft import Adapter, attach_adapter, read_adapter
@@ -16,10 +17,11 @@ from qlora_jax.models.config import DTYPES
 from qlora_jax.train.step import Parts, split_model
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --adapter, --quant, --dtype."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, adapter: bool = True) -> None:
+    """--model, --quant, --dtype, and --adapter."""
     parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help="a Hugging Face model")
-    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter folder")
+    if adapter:
+        parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter folder")
     parser.add_argument("--quant", choices=("auto", "none", "nf4"), default="auto", help="auto: what the folder holds")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format of the computation")
 
@@ -35,11 +37,16 @@ class Ready:
 
     @property
     def stop_ids(self) -> list[int]:
-        """Tokens that end a text, by generation_config.json and by the tokenizer."""
-        file = self.folder / "generation_config.json"
-        listed = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
-        ids = listed if isinstance(listed, list) else [listed]
-        return sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+        """Tokens that end a text."""
+        return stop_ids_of(self.folder, self.tokenizer)
+
+
+def stop_ids_of(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """Tokens that end a text, by generation_config.json and by the tokenizer."""
+    file = folder / "generation_config.json"
+    listed = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
+    ids = listed if isinstance(listed, list) else [listed]
+    return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
 
 
 def quantization_of(adapter: Adapter | None) -> Quantization:

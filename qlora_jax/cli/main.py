@@ -11,6 +11,7 @@ COMMANDS = {
     "export": "write a run as an adapter or as a merged model",
     "generate": "continue a prompt",
     "evaluate": "measure loss and perplexity on a file",
+    "serve": "answer requests over HTTP, one base and many adapters",
     "plan": "say whether a run fits a GPU, without one",
 }
 

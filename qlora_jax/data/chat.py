@@ -79,6 +79,16 @@ def tokenize_chat(
     return ids, learned
 
 
+def render_for_reply(chat: Chat, tokenizer: Tokenizer) -> str:
+    """The chat in the tokenizer's own template, up to where the assistant speaks.
+
+    Raises:
+        ValueError: the template cannot render these messages.
+    """
+    template = tokenizer.get_chat_template(None, tools=chat.tools)
+    return _render(chat, tokenizer, template, add_generation_prompt=True)
+
+
 def _check(chat: Chat, tokenizer: Tokenizer, chat_template: str | None, assistant_only: bool) -> None:
     roles = [message["role"] for message in chat.messages]
     if not has_chat_template(tokenizer, chat_template):

@@ -56,11 +56,15 @@ class Finished:
     """The last event of every request. A stop token is never among the tokens.
 
     `cached` counts the prompt's tokens whose keys and values were still there. `error` says why a request "failed".
+    `refused`: it failed because of its adapter, which cannot be served. `token` is the stop token that ended a text,
+    where log probabilities were asked for.
     """
 
     reason: Literal["stop", "length", "cancelled", "failed"]
     cached: int = 0
     error: str = ""
+    refused: bool = False
+    token: Token | None = None
 
 
 Event = Token | PromptScored | Finished

@@ -101,7 +101,7 @@ class Scheduler:
                 self._prepare(job)
         except Refused as error:
             self._take(job)
-            self._drop(job, Finished("failed", error=str(error)))
+            self._drop(job, Finished("failed", error=str(error), refused=True))
             return True
         except Exception as error:
             # Whatever went wrong, it is this request that must not be tried again.
@@ -197,9 +197,10 @@ class Scheduler:
             # What is not finite in the cache would reach the row's next text.
             self.runner.clear(row.index)
             row.key, row.tokens = "", []
-            self._finish(row, "failed", UNSOUND)
+            self._finish(row, "failed", UNSOUND, refused=True)
         elif token in self.stop_ids:
-            self._finish(row, "stop")
+            ended = _token(job, token, drawn.scores, place) if _wants_scores(job) else None
+            self._finish(row, "stop", token=ended)
         else:
             job.last, job.drawn = token, job.drawn + 1
             self._count("tokens")
@@ -207,7 +208,7 @@ class Scheduler:
             if job.drawn == job.request.max_new_tokens:
                 self._finish(row, "length")
 
-    def _finish(self, row: Row, reason, error: str = "") -> None:
+    def _finish(self, row: Row, reason, error: str = "", **more) -> None:
         job = row.job
         assert job
         if row in self._reading:
@@ -216,7 +217,7 @@ class Scheduler:
         row.job, row.used = None, max(row.used for row in self.rows) + 1
         self.seconds += (time.monotonic() - job.began - self.seconds) / 8
         self._count(reason)
-        job.tell(Finished(reason, job.cached, error))
+        job.tell(Finished(reason, job.cached, error, **more))
 
     def _rows(self, rows: Sequence[Row]) -> Rows:
         """What the device is told of rows: of the one whose prompt is read, or of all, of which some write."""

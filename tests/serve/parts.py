@@ -46,7 +46,9 @@ def alone(base: Path, adapter: Path | None) -> Generator:
 def make_engine(base: Path, adapters: Path | None, **options):
     """An engine in fp32 on NF4 weights, small enough to be compiled for a test."""
     sizes = dict(slots=4, max_loras=3, max_rank=RANK, max_length=LENGTH, queue=32, host_adapters=8)
-    return open_engine(base, adapters, base_name="base", stop_ids=[], quant="nf4", dtype="fp32", **{**sizes, **options})
+    return open_engine(
+        base, adapters, base_name="base", quant="nf4", dtype="fp32", **{"stop_ids": [], **sizes, **options}
+    )
 
 
 class Heard:

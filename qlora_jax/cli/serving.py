@@ -1,0 +1,139 @@
+"""What serve.py puts together: keys, how the base is stored, the engine, and the server over it."""
+
+import argparse
+import collections
+import dataclasses
+import importlib.util
+import ipaddress
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from qlora_jax.cli.inference import stop_ids_of
+from qlora_jax.data import check_vocabulary, load_tokenizer
+from qlora_jax.io.build import Quantization
+from qlora_jax.io.hf import read_config, resolve_folder
+from qlora_jax.io.identity import RECORD
+
+logger = logging.getLogger("qlora_jax.serve")
+
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def check_extra() -> None:
+    """Raises ValueError where the packages of the extra `serve` are missing."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"the server needs {', '.join(missing)}: pip install 'qlora-jax[serve]'")
+
+
+def key_of(given: str | None, variable: str) -> str | None:
+    """The key on the command line, else in the environment, where a list of processes does not show it."""
+    key = os.environ.get(variable) or None if given is None else given
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
+        raise ValueError(f"{variable}: a key must be printable ASCII without spaces around it")
+    return key
+
+
+def recorded_quantization(adapters: Path | None) -> Quantization | None:
+    """How the bases were stored that the adapters were trained on; the most frequent way, and None where none says.
+
+    The others are refused when they are asked for: they would answer otherwise than they were trained to.
+    """
+    records = [] if adapters is None else [_read_record(file) for file in sorted(adapters.glob(f"*/{RECORD}"))]
+    names = [field.name for field in dataclasses.fields(Quantization)]
+    found = collections.Counter(
+        Quantization(**{name: record[name] for name in names if name in record})
+        for record in records
+        if record.get("method") == "qlora"
+    )
+    if not found:
+        return None
+    [(most, count)] = found.most_common(1)
+    if count < found.total():
+        logger.warning(
+            f"{found.total() - count} of {found.total()} adapters were trained on a base that is stored otherwise than "
+            f"{most}: they are refused; serve them from a folder of their own"
+        )
+    return most
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    """What stands in it; nothing where it cannot be read, which the engine says when the adapter is asked for."""
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Loads, warms up, listens, and returns when a signal has ended the server.
+
+    Raises:
+      ValueError, FileNotFoundError, NotImplementedError: with what is missing, wrong or unsupported.
+    """
+    from qlora_jax.serve.http.guard import LOOPBACK, Access
+    from qlora_jax.serve.http.server import listen
+
+    access = Access(
+        api_key=key_of(options.api_key, "QLORA_JAX_API_KEY"), admin_key=key_of(options.admin_key, "QLORA_JAX_ADMIN_KEY")
+    )
+    if access.admin_key is not None and access.admin_key == access.api_key:
+        raise ValueError("--admin-key is the same as --api-key: whoever may ask could change what is served")
+    with listen(options.host, options.port) as bound:
+        loopback = is_loopback(bound)
+        if not loopback and access.api_key is None:
+            logger.warning(f"anybody who reaches {options.host} may use the server: set QLORA_JAX_API_KEY")
+        _run(options, dataclasses.replace(access, hosts=frozenset(LOOPBACK) if loopback else None), bound)
+
+
+def _run(options: argparse.Namespace, access, bound: socket.socket) -> None:
+    from qlora_jax.serve import open_engine
+    from qlora_jax.serve.http.app import make_app
+    from qlora_jax.serve.http.server import Server
+    from qlora_jax.serve.http.service import Service
+
+    adapters = Path(options.adapters) if options.adapters else None
+    if adapters is not None and not adapters.is_dir():
+        raise FileNotFoundError(f"--adapters {options.adapters!r} is no folder: give one whose subfolders are adapters")
+    folder = resolve_folder(options.model)
+    tokenizer, geometry = load_tokenizer(str(folder)), read_config(folder)
+    check_vocabulary(tokenizer, geometry.vocab_size)
+    engine = open_engine(
+        folder,
+        adapters,
+        base_name=base_name(options.model),
+        stop_ids=stop_ids_of(folder, tokenizer),
+        quant=options.quant,
+        dtype=options.dtype,
+        quantization=recorded_quantization(adapters),
+        slots=options.slots,
+        max_loras=options.max_loras,
+        max_rank=options.max_rank,
+        max_length=options.max_length,
+        queue=options.queue,
+        host_adapters=options.host_adapters,
+    )
+    logger.info("compiling for every length of prompt")
+    engine.start()
+    service = Service(
+        engine, tokenizer, base=engine.base_name, max_length=engine.max_length, vocabulary=geometry.vocab_size
+    )
+    try:
+        Server(make_app(service, access), service, drain=options.drain).run(sockets=[bound])
+    finally:
+        engine.close()
+
+
+def base_name(model: str) -> str:
+    """What the base is called in requests: a Hub name as it is, a folder by its own name."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model

@@ -1,0 +1,16 @@
+"""What one request may ask for. The lengths of texts are bounded by the engine's slots and by the body's size."""
+
+BODY_BYTES = 4 << 20
+DISCARDED_BYTES = 16 * BODY_BYTES
+BODY_SECONDS = 60.0  # to send a body in
+CHOICES = 16  # `n`
+PROMPTS = 64  # in one request for completions
+MESSAGES = 1024
+TOOLS = 128
+STOPS = 16
+STOP_CHARACTERS = 256
+LOGPROBS = 20
+NAME_CHARACTERS = 128
+# Below, scores divided by the temperature leave float32.
+COLDEST = 1e-4
+SEEDS = 1 << 64
