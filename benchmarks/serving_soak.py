@@ -185,13 +185,12 @@ class Soak:
             self.version[name] += 1
             self._point(name, self.version[name] % VERSIONS)
             self.counts["versions"] += 1
-        if self.random.random() < 0.02:
-            if name in self.unloaded:
-                self.engine.load_adapter(name)
-                self.unloaded.discard(name)
-            else:
-                self.engine.unload_adapter(name)
-                self.unloaded.add(name)
+        if name in self.unloaded and self.random.random() < 0.1:
+            self.engine.load_adapter(name)
+            self.unloaded.discard(name)
+        elif name not in self.unloaded and self.random.random() < 0.01:
+            self.engine.unload_adapter(name)
+            self.unloaded.add(name)
 
     def _judge(self, one: Sent) -> None:
         """An answer has to be that of the version that was there when the request came, or of one that came after."""

@@ -42,13 +42,17 @@ class LayerCache(NamedTuple):
 
         What lies past the last slot is dropped where each row has its own start; one start for all must leave room.
         """
-        k, v = k.transpose(0, 2, 1, 3).astype(self.k.dtype), v.transpose(0, 2, 3, 1).astype(self.v.dtype)
+        k, v = k.astype(self.k.dtype), v.astype(self.v.dtype)
         if jnp.ndim(start) == 0:
             row = 0 if self.row is None else self.row
-            k = lax.dynamic_update_slice(self.k, k[None], (self.layer, row, 0, start, 0))
-            v = lax.dynamic_update_slice(self.v, v[None], (self.layer, row, 0, 0, start))
+            k, v = k.transpose(0, 2, 1, 3)[None], v.transpose(0, 2, 3, 1)[None]
+            k = lax.dynamic_update_slice(self.k, k, (self.layer, row, 0, start, 0))
+            v = lax.dynamic_update_slice(self.v, v, (self.layer, row, 0, 0, start))
         else:
-            k, v = _scattered(self, k, v, start)
+            row, slot = jnp.arange(k.shape[0])[:, None], start[:, None] + jnp.arange(k.shape[1])
+            how: Any = dict(mode="drop", unique_indices=True)
+            k = self.k.at[self.layer, row, :, slot].set(k, **how)
+            v = self.v.at[self.layer, row, :, :, slot].set(v, **how)
         return self._replace(k=_as_it_lies(k), v=_as_it_lies(v))
 
     def read(self, dtype) -> tuple[Float[Array, "b S K H"], Float[Array, "b S K H"]]:
@@ -57,20 +61,6 @@ class LayerCache(NamedTuple):
         if self.row is not None:
             k, v = (lax.dynamic_index_in_dim(rows, self.row, 0) for rows in (k, v))
         return k.transpose(0, 2, 1, 3).astype(dtype), v.transpose(0, 3, 1, 2).astype(dtype)
-
-
-def _scattered(cache: LayerCache, k: Float[Array, "B K T H"], v: Float[Array, "B K H T"], start: Int[Array, " B"]):
-    """The whole k and v with each row's tokens from its own start on.
-
-    Every axis but the last of k is indexed, and every axis of v: XLA would transpose the whole for other scatters.
-    """
-    batch, heads, length, size = k.shape
-    row, head, element = jnp.arange(batch), jnp.arange(heads), jnp.arange(size)
-    slot = start[:, None] + jnp.arange(length)
-    at_k = (cache.layer, row[:, None, None], head[:, None], slot[:, None])
-    at_v = (cache.layer, row[:, None, None, None], head[:, None, None], element[:, None], slot[:, None, None])
-    how: Any = dict(mode="drop", unique_indices=True)
-    return cache.k.at[at_k].set(k, **how), cache.v.at[at_v].set(v, **how)
 
 
 def _as_it_lies(whole: Array) -> Array:

@@ -43,6 +43,18 @@ def assert_equal(actual, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * float(jnp.abs(b).max()), err_msg=name)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+def test_each_row_has_an_offset_of_its_own(implementation):
+    q, k, v, _ = operands(batch=3, queries=20, keys=60)
+    start = jnp.zeros((3, 20), jnp.int32)
+    together = implementation(q, k, v, start, jnp.asarray([0, 7, 40]), scale=SCALE)
+    for row, offset in enumerate((0, 7, 40)):
+        own = slice(row, row + 1)
+        alone = implementation(q[own], k[own], v[own], start[own], jnp.int32(offset), scale=SCALE)
+        np.testing.assert_allclose(together[own], alone, rtol=1e-5, atol=1e-6)
+    assert float(jnp.abs(together[1] - implementation(q, k, v, start, 0, scale=SCALE)[1]).max()) > 1e-2
+
+
 CASES = {
     "one document": (starts([50]), starts([50])),
     "packed": (starts([9, 30, 11]), starts([1, 1, 48])),
