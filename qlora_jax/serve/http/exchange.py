@@ -19,7 +19,8 @@ from qlora_jax.serve.request import Event, Finished, PromptScored, Request, Toke
 class Wanted:
     """What a request asks of the engine, the same for each of its prompts.
 
-    `seed` is that of the first choice of a prompt; the following ones count up.
+    `seed` is that of the first choice of a prompt; the following ones count up. `lists_end`: the token that ended the
+    text is listed among the scored ones.
     """
 
     adapter: str | None
@@ -27,6 +28,7 @@ class Wanted:
     seed: int
     top_logprobs: int | None = None
     echo: bool = False
+    lists_end: bool = False
 
 
 class Exchange:
@@ -98,7 +100,7 @@ class Exchange:
             case PromptScored():
                 return self._echo(self._of[index], event)
             case Finished(reason="stop" | "length"):
-                return choice.finish(event)
+                return choice.finish(event, lists_end=self.wanted.lists_end)
             case Finished(reason="cancelled") if choice.reason:
                 return choice.finish(event)
             case Finished(reason="cancelled"):

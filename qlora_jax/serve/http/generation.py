@@ -42,6 +42,7 @@ def routes(service: Service) -> APIRouter:
             max_new_tokens=DEFAULT_TOKENS if fields.max_tokens is None else fields.max_tokens,
             top_logprobs=fields.logprobs,
             echo=bool(fields.echo),
+            lists_end=True,  # lm-evaluation-harness counts on an entry for every token that it asked for
         )
         shape = CompletionShape(fields.model, service.texts, logprobs=fields.logprobs is not None)
         return await answer(http, exchange, shape, service.metrics)
