@@ -17,6 +17,10 @@ from qlora_jax.serve.queue import FairQueue
 from qlora_jax.serve.request import Finished, Refused, Token
 from qlora_jax.serve.runner import Runner, idle_rows
 
+COUNTERS = (
+    *("requests", "prompt_tokens", "cached_tokens", "tokens", "steps", "installs"),
+    *("stop", "length", "cancelled", "failed"),
+)
 UNSOUND = "the model's scores are not finite here: the adapter's weights are too large for the number format"
 
 
@@ -38,7 +42,7 @@ class Scheduler:
         self.stop_ids = frozenset(stop_ids)
         self.rows = [Row(index) for index in range(runner.rows)]
         self.device = DeviceSlots(runner.slots)
-        self.counters: collections.Counter[str] = collections.Counter()
+        self.counters = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.seconds = 1.0
         self._reading: collections.deque[Row] = collections.deque()
 

@@ -48,9 +48,9 @@ class View:
     Attributes:
       state: "dead" after a fault that it could not recover from; `error` says which.
       waiting: requests without a row.
-      counters: what has been counted since the start, by name: requests, tokens, prompt_tokens, cached_tokens, loads
-        (adapters read from disk), installs (put onto the device), evictions (from it), cancelled, failed, finished,
-        compilations, and steps.
+      counters: what has been counted since the start, by name: requests, and how they ended (stop, length, cancelled,
+        failed); prompt_tokens that were read, cached_tokens that need not be, tokens that were drawn, steps that drew
+        them; loads of adapters from disk, installs on the device and evictions from it; compilations.
     """
 
     state: State

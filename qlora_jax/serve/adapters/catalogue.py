@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 import unicodedata
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from qlora_jax.io.peft_config import CONFIG
 
 NAME = re.compile(r"[^\W_][\w.@+-]*", re.ASCII)
 LONGEST_NAME = 128
+FRESH = 1.0
 
 
 class Catalogue:
@@ -29,6 +31,8 @@ class Catalogue:
         self.folder = folder.resolve()
         self._seen: int | None = None
         self._found: dict[str, Path] = {}
+        self._listed: list[str] = []
+        self._listed_until = 0.0
 
     def find(self, name: str) -> Path | None:
         """The folder of an adapter; None where none of this name is offered."""
@@ -36,8 +40,11 @@ class Catalogue:
         return place if place and offers(place, self.folder) else None
 
     def names(self) -> list[str]:
-        """Every adapter, in order."""
-        return [name for name, place in self._entries().items() if offers(place, self.folder)]
+        """Every adapter, in order; at most FRESH seconds old, as thousands take a while to look at."""
+        if time.monotonic() >= self._listed_until or self.folder.stat().st_mtime_ns != self._seen:
+            self._listed = [name for name, place in self._entries().items() if offers(place, self.folder)]
+            self._listed_until = time.monotonic() + FRESH
+        return list(self._listed)
 
     def _entries(self) -> dict[str, Path]:
         """What lies in the folder under a plain name; it is listed again when the folder has changed."""

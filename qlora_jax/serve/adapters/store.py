@@ -64,8 +64,9 @@ class AdapterStore:
 
     def names(self) -> list[str]:
         """Every adapter that is served."""
+        # Without the lock: the engine must not wait for a folder to be listed.
+        listed = [] if self._catalogue is None else self._catalogue.names()
         with self._lock:
-            listed = [] if self._catalogue is None else self._catalogue.names()
             return sorted({*listed, *self._aliases} - self._unloaded)
 
     def want(self, name: str) -> Want:
