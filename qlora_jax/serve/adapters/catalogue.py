@@ -57,7 +57,7 @@ class Catalogue:
 
 
 def offers(folder: Path, root: Path) -> bool:
-    """Whether `folder`, which is in `root`, holds an adapter's two files, and all that lies in `root`, links followed."""
+    """Whether `folder`, a place in `root`, holds an adapter's two files, all of them in `root` with links followed."""
     files = [folder / CONFIG, folder / WEIGHTS]
     try:
         # Thousands are listed: where nothing is a link, nothing has to be followed.

@@ -1,5 +1,6 @@
 """A request for text on its way through the engine: prompts in, pieces of text out."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ class Exchange:
         wanted: Wanted,
         *,
         room: int,
+        loop: asyncio.AbstractEventLoop,
     ):
         self.fields, self.wanted, self.prompts = fields, wanted, prompts
         self._tokenizer, self._n = tokenizer, fields.n or 1
@@ -55,7 +57,7 @@ class Exchange:
             Choice(tokenizer, prompt.ids, fields.stops, echoed=len(prompt.text) if wanted.echo else 0)
             for prompt in self._of
         ]
-        self.run = Run(engine, [self._request(i, room) for i in range(len(self._of))])
+        self.run = Run(engine, [self._request(i, room) for i in range(len(self._of))], loop)
 
     def _request(self, index: int, room: int) -> Request:
         """`room`: the tokens that a slot holds."""
