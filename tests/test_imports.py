@@ -49,7 +49,7 @@ def test_the_rule_sees_every_kind_of_import(tmp_path, monkeypatch):
 
 
 def test_importing_the_package_needs_neither_torch_nor_a_server():
-    unwanted = "{'torch', 'fastapi', 'uvicorn'}"
-    code = f"import sys, qlora_jax; print(sorted({unwanted} & set(sys.modules)))"
+    unwanted = "{'torch', 'fastapi', 'uvicorn', 'prometheus_client'}"
+    code = f"import sys, qlora_jax, qlora_jax.serve; print(sorted({unwanted} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"

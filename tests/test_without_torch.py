@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +76,20 @@ def test_peft_export_holds_every_projection(run, work):
     tensors = load_file(work / "peft" / "adapter_model.safetensors")
     assert len(tensors) == 2 * 2 * 7  # A and B, two layers, seven projections
     assert all(np.isfinite(value).all() for value in tensors.values())
+
+
+def test_serves_base_and_adapter(run, work):
+    """By the script of `make serve-demo`, which asks every model the same and ends."""
+    shutil.copytree(run / "adapter", work / "adapters" / "tuned")
+    command = [sys.executable, "scripts/serve_demo.py", "--model", work / "model", "--adapters", work / "adapters"]
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command += ["--once", "--port", "0", "--prompt", "say 3:"]
+    served = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert served.returncode == 0, served.stderr
+    lines = [line.split(maxsplit=1) for line in served.stdout.splitlines() if line.startswith("  ")]
+    assert [name for name, _ in lines] == ["model", "tuned"]
+    assert "say 3:" in served.stdout
 
 
 def test_generates_from_the_merged_model_as_from_base_and_adapter(run, work, merged, capsys):

@@ -122,6 +122,8 @@ def _run(options: argparse.Namespace, access, bound: socket.socket) -> None:
         queue=options.queue,
         host_adapters=options.host_adapters,
     )
+    if engine.max_length < options.max_length:
+        logger.info(f"the model has {engine.max_length} positions, fewer than --max-length {options.max_length}")
     logger.info("compiling for every length of prompt")
     engine.start()
     service = Service(

@@ -9,14 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
-import httpx  # noqa: E402
-
-from qlora_jax.cli.serve import main as serve  # noqa: E402
-from qlora_jax.cli.serving import base_name, key_of, recorded_quantization  # noqa: E402
-from qlora_jax.io.build import Quantization  # noqa: E402
+from qlora_jax.cli.serve import main as serve
+from qlora_jax.cli.serving import base_name, key_of, recorded_quantization
+from qlora_jax.io.build import Quantization
 
 ROOT = Path(__file__).resolve().parents[2]
 

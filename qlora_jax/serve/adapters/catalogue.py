@@ -57,9 +57,12 @@ class Catalogue:
 
 
 def offers(folder: Path, root: Path) -> bool:
-    """Whether `folder` holds an adapter's two files, and all that lies in `root`, links followed."""
+    """Whether `folder`, a place in `root`, holds an adapter's two files, all of them in `root` with links followed."""
     files = [folder / CONFIG, folder / WEIGHTS]
     try:
+        # Thousands are listed: where nothing is a link, nothing has to be followed.
+        if not any(os.path.islink(place) for place in (folder, *files, folder / RECORD)):
+            return all(os.path.isfile(file) for file in files)
         places = [place.resolve() for place in (folder, *files, folder / RECORD)]
         return all(file.is_file() for file in files) and all(root in place.parents for place in places)
     except (OSError, RuntimeError):  # what may not be read, and links that go round in circles

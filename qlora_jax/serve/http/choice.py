@@ -58,8 +58,8 @@ class Choice:
         self._waiting.append(Placed(token, self._decoded))
         return self._pass_on(self._detokenizer.push(token.id))
 
-    def finish(self, event: Finished) -> Piece:
-        """What is left at the end."""
+    def finish(self, event: Finished, *, lists_end: bool = False) -> Piece:
+        """What is left at the end; with `lists_end` also the token that ended the text, which has none itself."""
         self.cached = event.cached
         if self.reason:
             return Piece()
@@ -67,7 +67,7 @@ class Choice:
         if self.reason:
             return piece
         self.reason = "length" if event.reason == "length" else "stop"
-        ended = (Placed(event.token, self._decoded),) if event.token else ()
+        ended = (Placed(event.token, self._decoded),) if event.token and lists_end else ()
         return Piece(piece.text + self._finder.finish(), (*piece.tokens, *self._waiting, *ended))
 
     def _pass_on(self, text: str) -> Piece:

@@ -1,5 +1,6 @@
 """A request for text on its way through the engine: prompts in, pieces of text out."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -19,7 +20,8 @@ from qlora_jax.serve.request import Event, Finished, PromptScored, Request, Toke
 class Wanted:
     """What a request asks of the engine, the same for each of its prompts.
 
-    `seed` is that of the first choice of a prompt; the following ones count up.
+    `seed` is that of the first choice of a prompt; the following ones count up. `lists_end`: the token that ended the
+    text is listed among the scored ones.
     """
 
     adapter: str | None
@@ -27,6 +29,7 @@ class Wanted:
     seed: int
     top_logprobs: int | None = None
     echo: bool = False
+    lists_end: bool = False
 
 
 class Exchange:
@@ -45,6 +48,7 @@ class Exchange:
         wanted: Wanted,
         *,
         room: int,
+        loop: asyncio.AbstractEventLoop,
     ):
         self.fields, self.wanted, self.prompts = fields, wanted, prompts
         self._tokenizer, self._n = tokenizer, fields.n or 1
@@ -53,7 +57,7 @@ class Exchange:
             Choice(tokenizer, prompt.ids, fields.stops, echoed=len(prompt.text) if wanted.echo else 0)
             for prompt in self._of
         ]
-        self.run = Run(engine, [self._request(i, room) for i in range(len(self._of))])
+        self.run = Run(engine, [self._request(i, room) for i in range(len(self._of))], loop)
 
     def _request(self, index: int, room: int) -> Request:
         """`room`: the tokens that a slot holds."""
@@ -98,7 +102,7 @@ class Exchange:
             case PromptScored():
                 return self._echo(self._of[index], event)
             case Finished(reason="stop" | "length"):
-                return choice.finish(event)
+                return choice.finish(event, lists_end=self.wanted.lists_end)
             case Finished(reason="cancelled") if choice.reason:
                 return choice.finish(event)
             case Finished(reason="cancelled"):

@@ -34,14 +34,14 @@ def routes(service: Service) -> APIRouter:
     async def completions(fields: CompletionFields, http: Request) -> Response:
         """Continue a text, several texts or token ids."""
         find = functools.partial(completion_prompts, fields, service.tokenizer, service.vocabulary)
-        prompts = await service.tokenize(find)
-        exchange = service.exchange(
+        exchange = await service.exchange(
             fields,
-            prompts,
+            find,
             param="prompt",
             max_new_tokens=DEFAULT_TOKENS if fields.max_tokens is None else fields.max_tokens,
             top_logprobs=fields.logprobs,
             echo=bool(fields.echo),
+            lists_end=True,  # lm-evaluation-harness counts on an entry for every token that it asked for
         )
         shape = CompletionShape(fields.model, service.texts, logprobs=fields.logprobs is not None)
         return await answer(http, exchange, shape, service.metrics)
@@ -49,10 +49,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/chat/completions", responses=_answers(bodies.ChatCompletion))
     async def chat_completions(fields: ChatFields, http: Request) -> Response:
         """Say the assistant's next turn."""
-        prompt = await service.tokenize(functools.partial(chat_prompt, fields, service.tokenizer))
-        exchange = service.exchange(
+        exchange = await service.exchange(
             fields,
-            [prompt],
+            lambda: [chat_prompt(fields, service.tokenizer)],
             param="messages",
             max_new_tokens=fields.wanted_tokens,
             top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,

@@ -33,13 +33,14 @@ class Run:
 
     Args:
       requests: in the order of the choices.
+      loop: where the events are waited for; this may be called on any thread.
 
     Raises:
       Refused, ValueError: what the engine does not take.
     """
 
-    def __init__(self, engine: Submits, requests: Sequence[Request]):
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, engine: Submits, requests: Sequence[Request], loop: asyncio.AbstractEventLoop):
+        self._loop = loop
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._tickets: list[Ticket] = []
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import functools
 import secrets
 import weakref
 from collections.abc import Callable, Sequence
@@ -48,14 +49,17 @@ class Service:
         self.metrics = Metrics(engine.view)
         self.draining = False
         self._exchanges: weakref.WeakSet[Exchange] = weakref.WeakSet()
-        # One thread: a long prompt holds up other prompts, but no answer that is being written.
-        self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, "tokenize")
+        # One thread: a long prompt, or a list of thousands of adapters for an error, holds up other requests, but no
+        # answer that is being written.
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "beside")
 
-    async def tokenize(self, work: Callable[[], T]) -> T:
+    async def beside(self, work: Callable[[], T]) -> T:
         """Runs `work` beside the server's loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def exchange(self, fields: Generation, prompts: Sequence[Prompt], *, param: str, **wanted: Any) -> Exchange:
+    async def exchange(
+        self, fields: Generation, find_prompts: Callable[[], Sequence[Prompt]], *, param: str, **wanted: Any
+    ) -> Exchange:
         """Submits what a request asks for; `param` is the field that holds the prompt, `wanted` are Wanted's fields.
 
         Raises:
@@ -63,15 +67,27 @@ class Service:
         """
         seed = secrets.randbits(63) if fields.seed is None else fields.seed
         whole = Wanted(adapter=None if fields.model == self.base else fields.model, seed=seed, **wanted)
+        submit = functools.partial(self._submit, fields, find_prompts, whole, param, asyncio.get_running_loop())
+        exchange = await self.beside(submit)
+        self._exchanges.add(exchange)
+        return exchange
+
+    def _submit(
+        self,
+        fields: Generation,
+        find_prompts: Callable[[], Sequence[Prompt]],
+        wanted: Wanted,
+        param: str,
+        loop: asyncio.AbstractEventLoop,
+    ) -> Exchange:
+        prompts = find_prompts()
         try:
-            exchange = Exchange(self.engine, self.tokenizer, fields, prompts, whole, room=self.max_length)
+            return Exchange(self.engine, self.tokenizer, fields, prompts, wanted, room=self.max_length, loop=loop)
         except UnknownModel as error:
             raise unknown_model(fields.model, [name for name, _ in self.engine.models()]) from error
         except (Refused, ValueError) as error:
             self.check_alive()
             raise from_engine(error, param=param) from error
-        self._exchanges.add(exchange)
-        return exchange
 
     def check_alive(self) -> None:
         """Raises ApiError 503 after a fault that the engine did not survive."""

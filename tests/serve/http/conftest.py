@@ -4,12 +4,10 @@ import pathlib
 import httpx
 import pytest
 
-pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
-
-from qlora_jax.data import load_tokenizer  # noqa: E402
-from qlora_jax.serve.http.service import Service  # noqa: E402
-from tests.serve.http.fake import BASE, MAX_LENGTH, FakeEngine  # noqa: E402
-from tests.serve.http.live import serving  # noqa: E402
+from qlora_jax.data import load_tokenizer
+from qlora_jax.serve.http.service import Service
+from tests.serve.http.fake import BASE, MAX_LENGTH, FakeEngine
+from tests.serve.http.live import serving
 
 DEMO = pathlib.Path(__file__).parents[3] / "demo" / "base"
 # Characters of one to four bytes, which the tokenizer mostly splits into single bytes.

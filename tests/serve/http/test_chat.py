@@ -53,6 +53,9 @@ def test_log_probabilities(post):
     assert [top["logprob"] for top in second["top_logprobs"]] == [-2, -3]
     [choice] = post("chat/completions", model="cook", messages=HI, logprobs=True, max_tokens=1)["choices"]
     assert choice["logprobs"]["content"][0]["top_logprobs"] == []
+    [choice] = post("chat/completions", model="poet", messages=HI, logprobs=True)["choices"]
+    listed = "".join(token["token"] for token in choice["logprobs"]["content"])
+    assert listed == choice["message"]["content"] == " rose\nis a rose"
 
 
 def test_stream(stream):

@@ -128,6 +128,6 @@ def test_tokens_come_with_the_text_that_they_begin(tokenizer):
 def test_a_stop_token_is_reported_and_has_no_text(tokenizer):
     choice = Choice(tokenizer, [1], [])
     assert choice.push(Token(40)).text
-    last = choice.finish(Finished("stop", token=Token(2, -0.5)))
+    last = choice.finish(Finished("stop", token=Token(2, -0.5)), lists_end=True)
     assert (last.text, [(placed.token.id, placed.offset) for placed in last.tokens]) == ("", [(2, 1)])
     assert (choice.reason, choice.generated) == ("stop", 1)
