@@ -11,7 +11,6 @@ everything. Prints the figures side by side, and writes benchmarks/results/loadi
 import argparse
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
 
 from benchmarks.gpu import load  # noqa: E402
+from benchmarks.pages import fill_part  # noqa: E402
 from qlora_jax.io.hf import load_model  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "loading.json"
@@ -105,8 +105,7 @@ def table(row: dict) -> str:
 def write(row: dict) -> None:
     versions = {name: version(name) for name in ("jax", "jaxlib")}
     RESULT.write_text(json.dumps({"versions": versions, "row": row}, indent=2) + "\n")
-    marked = re.compile(r"(<!-- loading-table: begin -->\n).*(<!-- loading-table: end -->)", re.DOTALL)
-    PAGE.write_text(marked.sub(lambda m: m[1] + table(row) + m[2], PAGE.read_text()))
+    fill_part(PAGE, "loading-table", table(row))
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ benchmarks/results/longest-context.json and the table in docs/memory.md.
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the c
 
 from benchmarks.memory_rows import LONG_ROWS, Row  # noqa: E402
 from benchmarks.memory_targets import config_of, measure  # noqa: E402
+from benchmarks.pages import fill_part  # noqa: E402
 from qlora_jax.io.hf import read_config  # noqa: E402
 from qlora_jax.memory.advice import LENGTH_STEP, longest_sequence  # noqa: E402
 from qlora_jax.memory.plan import Planner  # noqa: E402
@@ -99,8 +99,7 @@ def write(rows: list[dict]) -> None:
     known = {row["card"]: row for row in (*old, *rows)}
     rows = [known[card] for card in sorted(known)]
     RESULT.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
-    marked = re.compile(r"(<!-- context-table: begin -->\n).*(<!-- context-table: end -->)", re.DOTALL)
-    PAGE.write_text(marked.sub(lambda m: m[1] + table(rows) + m[2], PAGE.read_text()))
+    fill_part(PAGE, "context-table", table(rows))
 
 
 def main() -> None:

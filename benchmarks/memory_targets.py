@@ -10,7 +10,6 @@ compiles every row with few layers and holds it to that file. Exit code 1 where 
 import argparse
 import dataclasses
 import json
-import re
 import sys
 import tempfile
 from importlib.metadata import version
@@ -22,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
 
 from benchmarks.memory_rows import ROWS, Row  # noqa: E402
+from benchmarks.pages import fill_part  # noqa: E402
 from qlora_jax.io.hf import read_config  # noqa: E402
 from qlora_jax.memory.compile import compile_for, device_bytes  # noqa: E402
 from qlora_jax.memory.plan import plan  # noqa: E402
@@ -92,8 +92,7 @@ def write(rows: list[dict]) -> None:
     known = {(row["index"], row["gpu"]): row for row in (*old, *rows)}
     rows = [known[index, gpu] for index, row in enumerate(ROWS) for gpu in row.gpus if (index, gpu) in known]
     RESULT.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
-    marked = re.compile(r"(<!-- memory-table: begin -->\n).*(<!-- memory-table: end -->)", re.DOTALL)
-    PAGE.write_text(marked.sub(lambda m: m[1] + table(rows) + m[2], PAGE.read_text()))
+    fill_part(PAGE, "memory-table", table(rows))
 
 
 def main() -> int:

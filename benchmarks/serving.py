@@ -4,8 +4,9 @@
 
 The engine alone, without HTTP, on NF4 weights with random values: on a GPU the geometry of Llama-2-7B, on a CPU a
 small one. What is compared takes turns in one run, and the best of its turns counts: others may use the machine.
-Prints a row for each figure and writes them to serving-cpu.json or serving-CARD-DATE.json in benchmarks/results. Exit
-code 1 where a bar is missed; a CPU's figures are held to none, and are seconds of this process's own processor time.
+Prints a row for each figure and writes them to serving-cpu.json or serving-CARD-DATE.json in benchmarks/results; a
+CPU's figures go into docs/serving.md too. Exit code 1 where a bar is missed; a CPU's figures are held to none, and are
+seconds of this process's own processor time.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from flax import nnx  # noqa: E402
 from benchmarks.gpu import fill  # noqa: E402
 from benchmarks.gpu.machine import describe, file_name, versions  # noqa: E402
 from benchmarks.gpu.results import Bar, Results, make_row  # noqa: E402
+from benchmarks.pages import fill_part  # noqa: E402
 from benchmarks.random_adapters import write_random_adapter  # noqa: E402
 from qlora_jax.io.build import Quantization, abstract_model  # noqa: E402
 from qlora_jax.io.hf import LoadedModel, read_config  # noqa: E402
@@ -38,6 +40,7 @@ from qlora_jax.serve.engine import Engine  # noqa: E402
 from qlora_jax.serve.request import Event, Finished, Request, Token  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "serving.md"
 JOB = "serving"
 BATCH, ADAPTERS = 16, 8
 MIXED_BAR, ADAPTER_BAR, BATCH_BAR, SWAP_MS = (">=", 0.90), (">=", 0.85), (">=", 8.0), 10.0
@@ -233,6 +236,17 @@ def others() -> Callable[[], float]:
     return share
 
 
+def table(rows: Sequence[dict]) -> str:
+    """The rows as Markdown."""
+    lines = ["| | | ratio |", "| --- | --- | --- |"]
+    for row in rows:
+        against = "" if row["ratio"] is None else f"{row['ratio']:.2f} of {row['reference']:,.1f}"
+        if row["unit"] == "ms" and row["ratio"] is not None:
+            against = f"{1 / row['ratio']:.2f} of {row['reference']:,.1f}"
+        lines.append(f"| {row['name']} | {row['value']:,.2f} {row['unit']} | {against} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -247,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         measure(Bench(sizes_for(platform, options.smoke), Path(folder), clock), results, platform)
     results.add(make_row(JOB, "share of the cores that other processes used meanwhile", busy(), "of 1"))
+    if results.path == RESULTS / "serving-cpu.json":
+        fill_part(PAGE, "serving-table", table(results.rows))
     return int(any(row["passed"] is False for row in results.rows))
 
 

@@ -25,6 +25,11 @@ def test_a_smoke_run_measures_everything(tmp_path):
     assert rows["8 adapters, batch 16"]["ratio"] > 0
 
 
+def test_the_page_shows_the_stored_figures():
+    rows = json.loads((serving.RESULTS / "serving-cpu.json").read_text())["rows"]
+    assert serving.table(rows) in serving.PAGE.read_text()
+
+
 def test_the_sizes_of_a_gpu_are_those_of_llama_2_7b():
     sizes = serving.sizes_for("gpu", smoke=False)
     assert (sizes.config.hidden_size, sizes.config.num_layers, sizes.dtype, sizes.rank) == (4096, 32, "bfloat16", 16)
