@@ -140,6 +140,9 @@ def test_a_prompt_that_begins_alike_is_read_from_where_it_differs(engine, alone_
     whole = ask(engine, shorter, "q1")  # one token is read: what it predicts is not kept
     assert whole.finished().cached == 13
     assert whole.ids == other.ids
+    kept = ask(engine, shorter + branched.ids[:4] + [9], "qv2")  # what others wrote meanwhile went elsewhere
+    assert kept.finished().cached == 18
+    assert kept.ids == alone_answers("qv2", shorter + branched.ids[:4] + [9])
 
 
 def test_a_text_fills_its_row_to_the_last_place(engine, alone_answers):

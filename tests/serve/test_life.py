@@ -104,8 +104,9 @@ def test_a_poisoned_adapter_harms_its_own_requests_only(engine, alone_answers):
     sound = dict(runner.stacks)
     for path, stack in sound.items():
         runner.stacks[path] = stack._replace(A=stack.A.at[:, slot].set(jnp.nan), B=stack.B.at[:, slot].set(jnp.nan))
-    asked = {name: ask(engine, prompt(2), name, new=16) for name in ("all3", None, "qv2", "o8")}
-    bad = asked.pop("all3").finished()
+    poisoned = ask(engine, prompt(2, 50), "all3")  # longer than what comes after it in its row
+    asked = {name: ask(engine, prompt(2), name, new=16) for name in (None, "qv2", "o8")}
+    bad = poisoned.finished()
     assert (bad.reason, bad.error[:30]) == ("failed", "the model's scores are not fin")
     for name, heard in asked.items():
         assert heard.finished().reason == "length"
