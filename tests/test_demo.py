@@ -48,7 +48,7 @@ def operator(text):
 # What Python's own parser makes of each question.
 ANSWERS = {
     "literal": ("type of ", literal),
-    "parity": ("even or odd, ", lambda text: "odd" if int(text) % 2 else "even"),
+    "parity": ("even or odd, ", lambda text: "odd" if int(text.split()[-1]) % 2 else "even"),
     "statement": ("kind of ", statement),
     "operator": ("operator of ", operator),
     "count": ("how many words, ", lambda text: str(len(text.split()))),

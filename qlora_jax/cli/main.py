@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "evaluate": "measure loss and perplexity on a file",
     "plan": "say whether a run fits a GPU, without one",
+    "compare": "full fine-tuning, LoRA and QLoRA side by side",
 }
 
 

@@ -1,0 +1,4 @@
+"""placeholder"""
+
+def write_comparison(out, result):
+    return out / "report.html"

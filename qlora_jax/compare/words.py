@@ -1,0 +1,20 @@
+"""Figures of a comparison in words, the same in its table and on its page."""
+
+from collections.abc import Sequence
+
+
+def percent(value: float | None) -> str:
+    """A share; a dash for none."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def rate(value: float | None) -> str:
+    """A learning rate; a dash for none."""
+    return "-" if value is None else f"{value:g}"
+
+
+def range_of(bounds: Sequence[float] | None, form: str) -> str:
+    """` [lowest, highest]` of several seeds, nothing where they agree or there is one."""
+    if bounds is None or bounds[0] == bounds[1]:
+        return ""
+    return f" [{form.format(bounds[0])}, {form.format(bounds[1])}]"
