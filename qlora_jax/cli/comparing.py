@@ -54,10 +54,8 @@ def memory(study: Study) -> dict[str, Any]:
 def about() -> dict[str, Any]:
     """Machine and versions."""
     device = jax.local_devices()[0]
-    return {
-        "machine": {"device": device.device_kind, "platform": device.platform, "cpu": processor(), "arch": platform.machine()},
-        "versions": dict(versions()),
-    }
+    machine = {"device": device.device_kind, "platform": device.platform}
+    return {"machine": machine | {"cpu": processor(), "arch": platform.machine()}, "versions": dict(versions())}
 
 
 def processor() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import jax
 
 from qlora_jax import kernels
+from qlora_jax.cli.memory_bars import memory_bars
 from qlora_jax.cli.out_of_memory import explains_out_of_memory, warn_if_too_large
 from qlora_jax.cli.samples import answer, exact_match, expected, shown_prompt
+from qlora_jax.cli.sizes import size
 from qlora_jax.data import Encoded, check_vocabulary, load_tokenizer
 from qlora_jax.generate import Generator
 from qlora_jax.io.hf import read_config
@@ -171,16 +174,18 @@ def _save_result(config: Config, folder: Path, trainer: Trainer, source: Path | 
 
 
 def _report(config: Config, folder: Path, loop: Loop, trainer: Trainer, geometry: ModelConfig, samples) -> None:
-    compiled = loop.compiled_bytes
+    rows, compiled = read_rows(folder / "metrics.jsonl"), loop.compiled_bytes
+    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
     facts = {
         "Method": config.method,
         "Trainable parameters": _trainable(trainer, geometry),
-        "Compiled memory of the train step": f"{compiled / 1e9:.3f} GB" if compiled else "the run was complete already",
+        "Tokens per second, median": f"{statistics.median(speeds):,.0f}" if speeds else "no step was logged",
+        "Compiled memory of the train step": size(compiled) if compiled else "the run was complete already",
         "Memory at the end": memory_in_use(),
         "Base content hash": trainer.loaded.content_hash,
     }
-    rows = read_rows(folder / "metrics.jsonl")
-    page = write_report(folder, rows=rows, samples=samples, config=config, facts=facts)
+    memory = memory_bars(config, geometry)
+    page = write_report(folder, rows=rows, samples=samples, config=config, facts=facts, memory=memory)
     _say("\n".join([*_before_and_after(rows), f"done: {page}"]))
 
 

@@ -1,4 +1,4 @@
-"""What the three methods need for a 7B model: the weights by their shapes, a train step by XLA's compiler or arithmetic."""
+"""What the three methods need for a 7B model: weights by their shapes, a train step by XLA's compiler or arithmetic."""
 
 import dataclasses
 import json
@@ -80,8 +80,6 @@ def row(method: str, gpu: str | None) -> dict[str, Any]:
     """One method's weights and total, in bytes."""
     config = config_of(method)
     breakdown = Planner(config, LLAMA_2_7B).at(config.train.batch_size, config.train.seq_len)
-    parts = breakdown.parts()
-    weights = sum(parts[name] for name in ("codes", "scales", "weights", "embeddings", "norms"))
     peak, trainable = None if gpu is None else compiled_peak(config, gpu), trained(config)
     parameters = count_parameters(LLAMA_2_7B)
     return {
@@ -90,7 +88,7 @@ def row(method: str, gpu: str | None) -> dict[str, Any]:
         "parameters": parameters,
         "trainable": trainable,
         "trainable_share": trainable / parameters,
-        "weights_bytes": weights,
+        "weights_bytes": breakdown.base,
         "total_bytes": breakdown.peak if peak is None else peak,
         "compiled": peak is not None,
         "arithmetic_bytes": breakdown.peak,

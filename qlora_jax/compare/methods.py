@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 from qlora_jax.train.config import Config
 from qlora_jax.train.setup import with_method
@@ -50,7 +49,7 @@ def with_rank(rank: int) -> Change:
     return change
 
 
-def with_targets(*targets: str) -> Change:
+def with_targets(targets: str | tuple[str, ...]) -> Change:
     """Adapters on other layers."""
     return lambda config: dataclasses.replace(config, lora=dataclasses.replace(config.lora, targets=targets))
 
@@ -75,13 +74,9 @@ ABLATIONS = (
     ),
     *(Method(name=f"qlora-r{r}", title=f"QLoRA, rank {r}", change=by_method("qlora", with_rank(r))) for r in RANKS),
     Method(
-        name="qlora-qv", title="QLoRA on q and v only", change=by_method("qlora", with_targets("q_proj", "v_proj"))
+        name="qlora-qv", title="QLoRA on q and v only", change=by_method("qlora", with_targets(("q_proj", "v_proj")))
     ),
-    Method(
-        name="qlora-all",
-        title="QLoRA on all linear layers",
-        change=by_method("qlora", lambda c: dataclasses.replace(c, lora=dataclasses.replace(c.lora, targets="all-linear"))),
-    ),
+    Method(name="qlora-all", title="QLoRA on all linear layers", change=by_method("qlora", with_targets("all-linear"))),
 )
 
 

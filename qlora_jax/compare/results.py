@@ -94,7 +94,10 @@ def method_row(outcome: Outcome, runs: list[Row]) -> Row:
 
 def search_row(study: Study, outcome: Outcome) -> Row:
     """Which learning rates were tried, with the validation losses (null: diverged), and which was chosen."""
-    tried = [{"learning_rate": rate, "validation_loss": loss} for rate, loss in outcome.search.items()]
+    tried = [
+        {"learning_rate": rate, "validation_loss": loss if math.isfinite(loss) else None}
+        for rate, loss in outcome.search.items()
+    ]
     return {"method": outcome.method.name, "seed": study.seeds[0], "tried": tried, "chosen": outcome.rate}
 
 

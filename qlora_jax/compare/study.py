@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from qlora_jax.train.metrics import read_rows
 from qlora_jax.train.run_folder import SUMMARY
 
 RECORD = "study.json"
-# Multiples of the configuration's learning rate, half a decade apart: one grid for every method.
+# Multiples of the configuration's learning rate, half a decade apart: one grid for every method. It is walked from the
+# middle, downhill.
 GRID = (0.1, 0.3, 1.0, 3.0)
 # Runs that only choose a learning rate are this share as long.
 SEARCH_LENGTH = 0.25
@@ -23,6 +25,8 @@ SEEDS = {"quick": 1, "default": 3, "ablations": 3}
 
 # Runs a configuration to its end and returns the exit code: 0, or 128 + N when signal N stopped it.
 Train = Callable[[Config], int]
+# Tells people a line.
+Say = Callable[[str], None]
 
 
 class Stopped(Exception):
@@ -170,10 +174,10 @@ def start_study(study: Study) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a method's runs gave: the validation loss at each rate (None: it diverged), and the whole runs."""
+    """What a method's runs gave: the validation loss at each rate tried (inf: it diverged), and the whole runs."""
 
     method: Method
-    search: dict[float, float | None]
+    search: dict[float, float]
     runs: list[Run]
 
     @property
@@ -181,7 +185,7 @@ class Outcome:
         return self.runs[0].rate
 
 
-def outcomes(study: Study, train: Train, say: Callable[[str], None]) -> Iterator[Outcome]:
+def outcomes(study: Study, train: Train, say: Say) -> Iterator[Outcome]:
     """Trains what is not finished yet, a method at a time.
 
     Raises:
@@ -189,29 +193,49 @@ def outcomes(study: Study, train: Train, say: Callable[[str], None]) -> Iterator
       Diverged: a whole run diverged, or all the short ones of a method did.
     """
     for method in study.methods:
-        search = {run.rate: searched(run, train, say) for run in study.searches(method)}
-        losses = {rate: loss for rate, loss in search.items() if loss is not None}
-        if not losses:
-            raise Diverged(f"{method.title} diverged at every learning rate of {study.rates}: lower optim.learning_rate")
-        best = min(losses, key=losses.__getitem__)
-        say(f"{method.name}: learning rate {best:g}, validation loss {losses[best]:.4f}")
+        search = searched(study.searches(method), train, say)
+        best = min(search, key=search.__getitem__)
+        if search[best] == math.inf:
+            raise Diverged(f"{method.title} diverged at {best:g} and higher: lower optim.learning_rate")
+        say(f"{method.name}: learning rate {best:g}, validation loss {search[best]:.4f}")
         finals = study.finals(method, best)
         for run in finals:
             finish(run, train, say)
         yield Outcome(method=method, search=search, runs=finals)
 
 
-def searched(run: Run, train: Train, say: Callable[[str], None]) -> float | None:
-    """The validation loss after a short run; None where it diverges."""
+def searched(runs: Sequence[Run], train: Train, say: Say) -> dict[float, float]:
+    """The validation losses of short runs by their learning rates, of those that `downhill` asks for."""
+    losses = downhill(len(runs), lambda index: validation_loss(runs[index], train, say))
+    return {runs[index].rate: losses[index] for index in sorted(losses)}
+
+
+def downhill(count: int, loss: Callable[[int], float]) -> dict[int, float]:
+    """The losses at some of `count` (two or more) indices: those in the middle, then on where it goes down."""
+    low = (count - 1) // 2
+    found = {low: loss(low), low + 1: loss(low + 1)}
+    # Where both diverged, the way is to lower rates.
+    step = 1 if found[low + 1] < found[low] else -1
+    here = low + 1 if step == 1 else low
+    while 0 <= here + step < count:
+        found[here + step] = loss(here + step)
+        if found[here + step] > found[here]:
+            break
+        here += step
+    return found
+
+
+def validation_loss(run: Run, train: Train, say: Say) -> float:
+    """The validation loss after a short run; infinite where it diverges."""
     try:
         finish(run, train, say)
     except Diverged:
         say(f"{run.folder.name}: diverged")
-        return None
+        return math.inf
     return run.evaluation()["eval_loss"]
 
 
-def finish(run: Run, train: Train, say: Callable[[str], None]) -> None:
+def finish(run: Run, train: Train, say: Say) -> None:
     """Runs to the end, unless that was done before."""
     if (run.folder / SUMMARY).exists():
         return

@@ -18,3 +18,8 @@ def range_of(bounds: Sequence[float] | None, form: str) -> str:
     if bounds is None or bounds[0] == bounds[1]:
         return ""
     return f" [{form.format(bounds[0])}, {form.format(bounds[1])}]"
+
+
+def gigabytes(count: int) -> str:
+    """Bytes in GB of 10⁹."""
+    return f"{count / 1e9:.2f} GB" if count < 1e11 else f"{count / 1e9:.1f} GB"
