@@ -14,7 +14,7 @@ from qlora_jax.cli.training import train
 from qlora_jax.compare.memory import GPU, memory_in_a_process
 from qlora_jax.compare.report import write_comparison
 from qlora_jax.compare.results import comparison
-from qlora_jax.compare.study import Stopped, Study, check_study, outcomes, start_study
+from qlora_jax.compare.study import Stopped, Study, check_files, check_study, outcomes, start_study
 from qlora_jax.train.config import Config
 from qlora_jax.train.report import versions
 
@@ -28,6 +28,7 @@ def compare(config: Config, out: Path, mode: str) -> int:
     """
     study, began = Study(config, out, mode), time.monotonic()
     check_study(study)
+    check_files(config)
     start_study(study)
     try:
         found = list(outcomes(study, train, say))

@@ -40,7 +40,7 @@ CONFIG = Config(
     train=TrainSection(steps=1, batch_size=1, grad_accum=16, seq_len=512, vocab_chunk=4096),
 )
 # A full fine-tune updates its weights, which needs 32 bits; a frozen base does with 16.
-DTYPES = {"full": "fp32", "lora": "bf16", "qlora": "bf16"}
+DTYPES: dict[str, Any] = {"full": "fp32", "lora": "bf16", "qlora": "bf16"}
 # The card that is compiled for: the only one in the project's list that comes near a full fine-tune's peak.
 GPU = "h200"
 
@@ -121,4 +121,4 @@ def compiled_peak(config: Config, gpu: str) -> int | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(memory_of_7b(*(sys.argv[1:] or [None]))))
+    print(json.dumps(memory_of_7b(sys.argv[1] if len(sys.argv) > 1 else None)))

@@ -108,7 +108,7 @@ def cost_charts(rows: Sequence[Result]) -> list[BarChart]:
     shown = main_rows(rows)
     measured = any(row["device_peak_bytes"] for row in shown)
     name, words = ("device_peak_bytes", "measured") if measured else ("peak_bytes", "compiled")
-    megabytes = [row | {name: row[name] and row[name] / 1e6} for row in shown]
+    megabytes = [{**row, name: row[name] and row[name] / 1e6} for row in shown]
     return [
         *bar_chart(f"Memory of the train step, {words}", megabytes, name, "{:,.1f} MB"),
         *bar_chart("Tokens per second", shown, "tokens_per_second", "{:,.0f}", "Median of the logged steps."),

@@ -9,7 +9,8 @@ from typing import Any
 
 from qlora_jax.compare.formats import write_rounded
 from qlora_jax.compare.methods import ABLATIONS, MAIN, Method, distinct
-from qlora_jax.io.hf import resolve_folder
+from qlora_jax.data import load_rows
+from qlora_jax.io.hf import read_config, resolve_folder
 from qlora_jax.train.config import Config, to_dict
 from qlora_jax.train.loop import Diverged
 from qlora_jax.train.metrics import read_rows
@@ -124,7 +125,6 @@ def check_study(study: Study) -> None:
 
     Raises:
       ValueError: with what is missing or in the way.
-      FileNotFoundError: the base or a file of rows is not there.
     """
     data = study.config.data
     for name, purpose in (("eval", "to choose learning rates on"), ("test", "to measure the methods on")):
@@ -144,6 +144,16 @@ def check_study(study: Study) -> None:
             "use config.model.weights=checkpoint"
         )
     check_folder(study)
+
+
+def check_files(config: Config) -> None:
+    """Reads the base's geometry and the test rows, which no run would ask for before the first one is at its end.
+
+    Raises:
+      FileNotFoundError, ValueError, NotImplementedError: one of them is not there, or is not what it should be.
+    """
+    read_config(resolve_folder(config.model.path))
+    load_rows(config.data.test, config.data.eval_split or config.data.split)
 
 
 def check_folder(study: Study) -> None:

@@ -10,7 +10,7 @@ import jinja2
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A bar of length `value`, in the colour of `style`, with `rest` after it in a lighter one; `words` stand beside."""
+    """A bar of length `value`, in the colour of `style`, with `rest` after it in a lighter one; `words` stand by it."""
 
     name: str
     value: float
