@@ -24,6 +24,7 @@ FILES = {"default": RESULTS / "compare.json", "ablations": RESULTS / "compare-ab
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "quality.md"
 # Share of the full fine-tune's held-out gain, mean of the seeds.
 BAR = 0.97
+NOT_RUN = "**Not run yet.** `benchmarks/quality_pages.py FILE` puts the figures here.\n"
 
 
 def side_by_side(result: dict) -> str:
@@ -76,13 +77,11 @@ def verdict(result: dict) -> str:
 def sections(results: dict[str, dict]) -> dict[Path, dict[str, str]]:
     """What stands between which markers of which page."""
     default = results["default"]
-    found = {
+    more = table(results["ablations"]) if "ablations" in results else NOT_RUN
+    return {
         README: {"side-by-side": side_by_side(default)},
-        PAGE: {"comparison": f"{table(default)}\n{verdict(default)}"},
+        PAGE: {"comparison": f"{table(default)}\n{verdict(default)}", "ablations": more},
     }
-    if "ablations" in results:
-        found[PAGE]["ablations"] = table(results["ablations"])
-    return found
 
 
 def between(name: str) -> re.Pattern[str]:
