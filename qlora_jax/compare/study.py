@@ -11,7 +11,7 @@ from qlora_jax.compare.formats import write_rounded
 from qlora_jax.compare.methods import ABLATIONS, MAIN, Method, distinct
 from qlora_jax.data import load_rows
 from qlora_jax.io.hf import read_config, resolve_folder
-from qlora_jax.train.config import Config, to_dict
+from qlora_jax.train.config import Config, TrainSection, to_dict
 from qlora_jax.train.loop import Diverged
 from qlora_jax.train.metrics import read_rows
 from qlora_jax.train.run_folder import SUMMARY
@@ -20,9 +20,11 @@ RECORD = "study.json"
 # Multiples of the configuration's learning rate, half a decade apart: one grid for every method. It is walked from the
 # middle, downhill.
 GRID = (0.1, 0.3, 1.0, 3.0)
-# Runs that only choose a learning rate are this share as long.
-SEARCH_LENGTH = 0.25
 SEEDS = {"quick": 1, "default": 3, "ablations": 3}
+# How long runs are, as a share of what the configuration says; in a hurry all are shorter.
+LENGTHS = {"quick": 0.5, "default": 1.0, "ablations": 1.0}
+# How long those are that only choose a learning rate. Much shorter ones choose one that is too high for the whole run.
+SEARCH_LENGTHS = {"quick": 0.125, "default": 0.5, "ablations": 0.5}
 
 # Runs a configuration to its end and returns the exit code: 0, or 128 + N when signal N stopped it.
 Train = Callable[[Config], int]
@@ -85,7 +87,7 @@ class Study:
     def record(self) -> dict[str, Any]:
         """What makes this study what it is: a folder is continued only by the same."""
         config = dataclasses.replace(self.config, output_dir="")
-        return json.loads(json.dumps({"mode": self.mode, "grid": GRID, "search": SEARCH_LENGTH, **to_dict(config)}))
+        return json.loads(json.dumps({"mode": self.mode, "grid": GRID, **to_dict(config)}))
 
     def searches(self, method: Method) -> list[Run]:
         """Short runs at every learning rate of the grid, evaluated on the validation rows."""
@@ -96,12 +98,14 @@ class Study:
         return [self._run(method, f"runs/{method.name}-seed{seed}", seed, rate) for seed in self.seeds]
 
     def _run(self, method: Method, folder: str, seed: int, rate: float) -> Run:
-        config, search = method.change(self.config), folder.startswith("search")
-        data, train = config.data, dataclasses.replace(config.train, eval_every=0, keep=1, keep_best=False)
-        if search:
-            data, train = dataclasses.replace(data, exact_match=False, samples=0), shortened(train)
+        config, data = method.change(self.config), self.config.data
+        length = LENGTHS[self.mode]
+        if folder.startswith("search"):
+            data = dataclasses.replace(data, exact_match=False, samples=0)
+            length = SEARCH_LENGTHS[self.mode]
         else:
             data = dataclasses.replace(data, eval=data.test)
+        train = dataclasses.replace(shortened(config.train, length), eval_every=0, keep=1, keep_best=False)
         model = config.model
         if method.base_format:
             model = dataclasses.replace(model, path=str(self.out / "bases" / method.base_format))
@@ -113,11 +117,11 @@ class Study:
         )
 
 
-def shortened(section: Any) -> Any:
-    """The train section of a run of SEARCH_LENGTH."""
+def shortened(section: TrainSection, share: float) -> TrainSection:
+    """The train section of a run that is this share as long."""
     if section.steps is not None:
-        return dataclasses.replace(section, steps=max(round(section.steps * SEARCH_LENGTH), 1))
-    return dataclasses.replace(section, epochs=section.epochs * SEARCH_LENGTH)
+        return dataclasses.replace(section, steps=max(round(section.steps * share), 1))
+    return dataclasses.replace(section, epochs=(section.epochs or 1) * share)
 
 
 def check_study(study: Study) -> None:

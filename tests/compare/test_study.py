@@ -46,14 +46,15 @@ def test_the_runs_of_a_method_are_ordinary_ones(study, tmp_path):
     search = study.searches(qlora)
     assert [run.rate for run in search] == pytest.approx([1e-3, 3e-3, 1e-2, 3e-2])
     assert {run.config.data.eval for run in search} == {"validation.jsonl"}
-    assert {(run.seed, run.config.train.steps, run.config.data.exact_match) for run in search} == {(7, 10, False)}
+    assert {(run.seed, run.config.train.steps, run.config.data.exact_match) for run in search} == {(7, 20, False)}
     assert search[0].folder == tmp_path / "out/search/qlora-0.001"
 
 
-def test_epochs_are_shortened_too(tmp_path):
+def test_in_a_hurry_one_seed_trains_half_as_long(tmp_path):
     train = dataclasses.replace(CONFIG.train, steps=None, epochs=2.0)
     study = Study(dataclasses.replace(CONFIG, train=train), tmp_path, "quick")
-    assert study.searches(study.methods[0])[0].config.train.epochs == 0.5
+    assert study.searches(study.methods[0])[0].config.train.epochs == 0.25
+    assert study.finals(study.methods[0], 1e-2)[0].config.train.epochs == 1.0
     assert study.seeds == [7]
 
 
