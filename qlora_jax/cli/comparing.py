@@ -48,7 +48,10 @@ def memory(study: Study) -> dict[str, Any]:
     file = study.out / "memory.json"
     if not file.exists():
         say("planning the memory of a 7B model …")
-        file.write_text(json.dumps(memory_in_a_process(None if study.mode == "quick" else GPU)) + "\n")
+        found = memory_in_a_process(None if study.mode == "quick" else GPU)
+        if found["not_compiled"] and study.mode != "quick":
+            say(f"by arithmetic, not compiled: {found['not_compiled']}")
+        file.write_text(json.dumps(found) + "\n")
     return json.loads(file.read_text())
 
 

@@ -60,28 +60,27 @@ def memory_in_a_process(gpu: str | None) -> dict[str, Any]:
 
 
 def memory_of_7b(gpu: str | None) -> dict[str, Any]:
-    """The memory section of compare.json, compiled for a key of GPUS; by arithmetic where None or no compiler is there.
+    """The memory section of compare.json, compiled for a key of GPUS; by arithmetic where None or that is not possible.
 
     A row's `weights_bytes` are the stored base alone (what 28, 14 and 3.5 GB stand for), `total_bytes` the peak of a
-    train step: with adapters, gradients, optimizer state and activations.
+    train step: with adapters, gradients, optimizer state and activations. `not_compiled` says why arithmetic stands in.
     """
-    rows = [row(method.name, gpu) for method in reversed(MAIN)]
-    compiled = all(one["compiled"] for one in rows)
+    peaks, reason = compiled_peaks(gpu) if gpu is not None else ({}, "not asked for")
     return {
         "model": "Llama-2-7B",
         "tokens": CONFIG.train.batch_size * CONFIG.train.seq_len,
-        "gpu": gpu if compiled else None,
-        "how": f"compiled by XLA for {gpu}" if compiled else "arithmetic of scripts/plan.py",
-        "rows": rows,
+        "gpu": gpu if peaks else None,
+        "how": f"compiled by XLA for {gpu}" if peaks else "arithmetic of scripts/plan.py",
+        "not_compiled": reason,
+        "rows": [row(method.name, peaks.get(method.name)) for method in reversed(MAIN)],
     }
 
 
-def row(method: str, gpu: str | None) -> dict[str, Any]:
-    """One method's weights and total, in bytes."""
+def row(method: str, peak: int | None) -> dict[str, Any]:
+    """One method's weights and total, in bytes; `peak` as the compiler states it."""
     config = config_of(method)
     breakdown = Planner(config, LLAMA_2_7B).at(config.train.batch_size, config.train.seq_len)
-    peak, trainable = None if gpu is None else compiled_peak(config, gpu), trained(config)
-    parameters = count_parameters(LLAMA_2_7B)
+    trainable, parameters = trained(config), count_parameters(LLAMA_2_7B)
     return {
         "method": method,
         "dtype": "nf4" if method == "qlora" else DTYPES[method],
@@ -110,14 +109,19 @@ def trained(config: Config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(parts.adapters))
 
 
-def compiled_peak(config: Config, gpu: str) -> int | None:
-    """The peak that XLA states for the train step; None without its compiler."""
-    state = abstract_state(config, LLAMA_2_7B)
-    arguments = (state.parts.adapters, state.opt_state, state.parts.base, abstract_batch(config), dropout_key(config))
+def compiled_peaks(gpu: str) -> tuple[dict[str, int], str | None]:
+    """({method: the peak that XLA states for its train step}, None); or ({}, why they cannot be compiled)."""
+    peaks = {}
     try:
-        return device_bytes(compile_for(state.train_step, arguments, gpu))["peak"]
-    except CompilerMissing:
-        return None
+        for method in MAIN:
+            config = config_of(method.name)
+            state = abstract_state(config, LLAMA_2_7B)
+            batch, key = abstract_batch(config), dropout_key(config)
+            arguments = (state.parts.adapters, state.opt_state, state.parts.base, batch, key)
+            peaks[method.name] = device_bytes(compile_for(state.train_step, arguments, gpu))["peak"]
+    except (CompilerMissing, jax.errors.JaxRuntimeError) as error:
+        return {}, str(error).splitlines()[0]
+    return peaks, None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from qlora_jax.io.hf import read_config, resolve_folder
 from qlora_jax.train.config import Config, TrainSection, to_dict
 from qlora_jax.train.loop import Diverged
 from qlora_jax.train.metrics import read_rows
-from qlora_jax.train.run_folder import SUMMARY
+from qlora_jax.train.run_folder import SUMMARY, check_run_folder
 
 RECORD = "study.json"
 # Multiples of the configuration's learning rate, half a decade apart: one grid for every method. It is walked from the
@@ -250,7 +250,8 @@ def validation_loss(run: Run, train: Train, say: Say) -> float:
 
 
 def finish(run: Run, train: Train, say: Say) -> None:
-    """Runs to the end, unless that was done before."""
+    """Runs to the end, unless that was done before. Raises ValueError where the folder holds another run."""
+    check_run_folder(run.config)
     if (run.folder / SUMMARY).exists():
         return
     say(f"{run.folder.parent.name}/{run.folder.name}: learning rate {run.rate:g}, seed {run.seed}")

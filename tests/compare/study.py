@@ -3,7 +3,15 @@
 import json
 from pathlib import Path
 
-from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
+from qlora_jax.train.config import (
+    Config,
+    DataSection,
+    LoraSection,
+    ModelSection,
+    OptimSection,
+    TrainSection,
+    to_dict,
+)
 from qlora_jax.train.loop import Diverged
 
 CONFIG = Config(
@@ -42,6 +50,7 @@ class Trainer:
 
 def write_run(folder: Path, config: Config, loss: float) -> None:
     folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
     match = {"exact_match": 0.75} if config.data.exact_match else {}
     rows = [{"step": 0, "eval_loss": 5.0, **(match and {"exact_match": 0.25})}]
     rows += [{"step": s, "loss": 4.0 / s, "tokens_per_second": 100.0 * s} for s in (1, 2, 3)]

@@ -19,6 +19,7 @@ MEMORY = {
     "tokens": 512,
     "gpu": None,
     "how": "arithmetic",
+    "not_compiled": "not asked for",
     "rows": [
         {"method": m, "dtype": d, "weights_bytes": w, "total_bytes": t, "trainable": n, "trainable_share": n / 1e10}
         for m, d, w, t, n in (

@@ -102,6 +102,14 @@ def test_a_stopped_comparison_goes_on_where_it_was(study):
     assert train.asked[0].output_dir.endswith("runs/qlora-seed8")
 
 
+def test_a_finished_run_of_another_configuration_is_not_taken(study):
+    list(outcomes(study, Trainer(), silent))
+    record = study.out / "runs/lora-seed8/config.json"
+    record.write_text(record.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5'))
+    with pytest.raises(ValueError, match=r"holds another run \(optim.learning_rate was 0.5, now 0.01\)"):
+        list(outcomes(study, Trainer(), silent))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
