@@ -246,7 +246,8 @@ def validation_loss(run: Run, train: Train, say: Say) -> float:
     except Diverged:
         say(f"{run.folder.name}: diverged")
         return math.inf
-    return run.evaluation()["eval_loss"]
+    loss = run.evaluation()["eval_loss"]
+    return math.inf if loss is None else loss  # the log has null for what is no finite number
 
 
 def finish(run: Run, train: Train, say: Say) -> None:
