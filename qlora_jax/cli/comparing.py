@@ -3,7 +3,6 @@
 import json
 import platform
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def compare(config: Config, out: Path, mode: str) -> int:
 
     Everything that can be wrong with the input is checked before the folder is written.
     """
-    study, began = Study(config, out, mode), time.monotonic()
+    study = Study(config, out, mode)
     check_study(study)
     check_files(config)
     start_study(study)
@@ -35,7 +34,7 @@ def compare(config: Config, out: Path, mode: str) -> int:
     except Stopped as stop:
         say(str(stop))
         return stop.code
-    result = comparison(study, found, memory(study), {**about(), "seconds": round(time.monotonic() - began)})
+    result = comparison(study, found, memory(study), about())
     (out / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     page = write_comparison(out, result)
     print_tables(result, sys.stdout)

@@ -16,7 +16,7 @@ LAST = 0.1
 
 
 def comparison(study: Study, outcomes: Sequence[Outcome], memory: Row, about: Row) -> Row:
-    """The whole compare.json; `memory` and `about` (machine, versions, time) are put in as they are.
+    """The whole compare.json; `memory` and `about` (machine, versions) are put in as they are.
 
     gain_kept is (base - method) / (base - full) of the held-out loss, with full's mean over its seeds;
     exact_match_kept the same of exact matches, which is null where rows have none or full gains nothing.
