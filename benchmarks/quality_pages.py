@@ -38,7 +38,7 @@ def side_by_side(result: dict) -> str:
         memory = seven[row["method"]]
         lines.append(
             f"| {row['title']} | {gigabytes(memory['weights_bytes'])} | {gigabytes(memory['total_bytes'])} "
-            f"| {memory['trainable_share']:.2%} | {row['heldout_loss']:.3f} | {percent(row['exact_match'])} "
+            f"| {memory['trainable_share']:.2%} | {row['heldout_loss']:.4f} | {percent(row['exact_match'])} "
             f"| {percent(row['gain_kept'])} |"
         )
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 Command: python scripts/train.py --config configs/demo.py
 GPU:     none needed
 Memory:  about 1 GB of host memory in all
-Time:    at most 4 minutes on two CPU cores
+Time:    at most 2 minutes on two CPU cores
 """
 
 from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection

@@ -14,10 +14,9 @@ def rate(value: float | None) -> str:
 
 
 def range_of(bounds: Sequence[float] | None, form: str) -> str:
-    """` [lowest, highest]` of several seeds, nothing where they agree or there is one."""
-    if bounds is None or bounds[0] == bounds[1]:
-        return ""
-    return f" [{form.format(bounds[0])}, {form.format(bounds[1])}]"
+    """` [lowest, highest]` of several seeds, nothing where they read the same or there is one."""
+    low, high = ("", "") if bounds is None else map(form.format, bounds)
+    return "" if low == high else f" [{low}, {high}]"
 
 
 def gigabytes(count: int) -> str:
