@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     parser = config_parser("compare.py", "Train one base in full, by LoRA and by QLoRA, and compare the results.")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one of the same comparison")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--quick", action="store_true", help="one seed, half the steps")
+    length.add_argument("--quick", action="store_true", help="one seed, fewer steps")
     length.add_argument("--ablations", action="store_true", help="also other formats, ranks and targets")
     return parser
 

@@ -14,7 +14,7 @@ Result = Mapping[str, Any]
 TITLES = {"base": "base, untrained", "full": "full fine-tune", "lora": "LoRA", "qlora": "QLoRA"}
 # Colours of the methods, on every page.
 STYLES = {"base": "fourth", "full": "second", "lora": "first", "qlora": "third"}
-MODES = {"quick": "one seed, half the steps", "default": "three seeds", "ablations": "three seeds, with ablations"}
+MODES = {"quick": "one seed, fewer steps", "default": "three seeds", "ablations": "three seeds, with ablations"}
 
 
 def write_comparison(out: Path, result: Result) -> Path:

@@ -22,7 +22,7 @@ RECORD = "study.json"
 GRID = (0.1, 0.3, 1.0, 3.0)
 SEEDS = {"quick": 1, "default": 3, "ablations": 3}
 # How long runs are, as a share of what the configuration says; in a hurry all are shorter.
-LENGTHS = {"quick": 0.5, "default": 1.0, "ablations": 1.0}
+LENGTHS = {"quick": 0.75, "default": 1.0, "ablations": 1.0}
 # How long those are that only choose a learning rate. Much shorter ones choose one that is too high for the whole run.
 SEARCH_LENGTHS = {"quick": 0.125, "default": 0.5, "ablations": 0.5}
 
