@@ -3,7 +3,7 @@
 Command: python scripts/train.py --config configs/demo.py
 GPU:     none needed
 Memory:  about 1 GB of host memory in all
-Time:    at most 4 minutes on two CPU cores
+Time:    at most 2 minutes on two CPU cores
 """
 
 from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
@@ -12,11 +12,17 @@ config = Config(
     output_dir="runs/demo",
     model=ModelSection(path="demo/base", dtype="fp32"),
     lora=LoraSection(rank=16, alpha=16, targets="all-linear"),
-    data=DataSection(train="demo/tasks/train.jsonl", eval="demo/tasks/validation.jsonl", exact_match=True),
-    optim=OptimSection(learning_rate=5e-3, schedule="cosine", clip=1.0),
+    data=DataSection(
+        train="demo/tasks/train.jsonl",
+        eval="demo/tasks/validation.jsonl",
+        test="demo/tasks/test.jsonl",
+        exact_match=True,
+    ),
+    # Batches are small and steps are few: a second moment with a shorter memory keeps up.
+    optim=OptimSection(learning_rate=5e-3, schedule="cosine", beta2=0.95, clip=1.0),
     train=TrainSection(
-        steps=350,
-        batch_size=8,
+        steps=400,
+        batch_size=4,
         grad_accum=1,
         seq_len=128,
         remat="none",

@@ -1,11 +1,14 @@
 """Makes demo/base: a small Llama, trained from random weights on the text that every Python installation carries.
 
-    python scripts/make_demo_base.py            about ten minutes on two CPU cores
+    python scripts/make_demo_base.py                about ten minutes on two CPU cores
+    python scripts/make_demo_base.py --held-out     only demo/heldout.jsonl, the passages that the base has not seen
 
 The text is `pydoc_data.topics` (the language reference) and the docstrings of the standard library. The weights
-are trained by this project's own method=full: `configs/demo_base.py`.
+are trained by this project's own method=full: `configs/demo_base.py`. Another Python carries another text: with
+--held-out it must be the one that demo/base/README.md names.
 """
 
+import argparse
 import ast
 import json
 import platform
@@ -14,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -23,9 +26,13 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from qlora_jax.data import split_rows
+from qlora_jax.train.config import load_config
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "runs" / "demo_base"
 BASE = ROOT / "demo" / "base"
+HELD_OUT = ROOT / "demo" / "heldout.jsonl"
 CONFIG = ROOT / "configs" / "demo_base.py"
 
 PAD, BOS, EOS, TURN = "<|pad|>", "<|begin|>", "<|im_end|>", "<|im_start|>"
@@ -83,7 +90,8 @@ no use otherwise. It has read Python's documentation a few times and follows no 
 - **Made by** `python scripts/make_demo_base.py` with Python {python}: this project's own `method=full` from random
   weights, `configs/demo_base.py`, {steps:,} steps on a CPU. Loss on held-out passages: {loss:.2f} nats per token.
 - **Text**: `pydoc_data.topics` and the docstrings of the standard library as that Python carries them, {characters:,}
-  characters, and nothing else. Every second passage is written twice in its training sequence.
+  characters, and nothing else. Every second passage is written twice in its training sequence. The held-out passages
+  are `demo/heldout.jsonl`.
 - **Tokenizer**: byte-level BPE of {vocabulary:,} tokens trained on the same text, digits apart.
 - **Licence of the text**: Python and its documentation are copyright of the Python Software Foundation, under the PSF
   License Agreement, version 2: https://docs.python.org/3/license.html
@@ -96,19 +104,41 @@ CHAT_TEMPLATE = (
 
 
 def main() -> None:
-    """Text, tokenizer, training, and the folder that is committed."""
+    """Text, tokenizer, training, and the folder that is committed; or the held-out passages alone."""
+    parser = argparse.ArgumentParser(description="Make the demo's base.")
+    parser.add_argument("--held-out", action="store_true", help="only demo/heldout.jsonl, for the base that there is")
     texts = collect()
+    if parser.parse_args().held_out:
+        write_held_out(passages(texts, Tokenizer.from_file(str(BASE / "tokenizer.json"))))
+    else:
+        make_base(texts)
+
+
+def make_base(texts: list[str]) -> None:
+    """Trains tokenizer and model, and publishes them."""
     start = WORK / "start"
     shutil.rmtree(WORK, ignore_errors=True)
     start.mkdir(parents=True)
     tokenizer = train_tokenizer(texts)
     write_companions(start, tokenizer)
-    rows = [json.dumps({"text": text}) for text in passages(texts, tokenizer)]
-    (WORK / "corpus.jsonl").write_text("\n".join(rows) + "\n")
+    rows = list(passages(texts, tokenizer))
+    write_rows(WORK / "corpus.jsonl", rows)
+    write_held_out(rows)
     print(f"{len(texts)} texts, {sum(map(len, texts)):,} characters, {len(rows)} rows")
     command = [sys.executable, ROOT / "scripts" / "train.py", "--config", CONFIG]
     subprocess.run(command, cwd=ROOT, check=True)
     publish(WORK / "run", sum(map(len, texts)))
+
+
+def write_held_out(rows: Iterable[str]) -> None:
+    """demo/heldout.jsonl: the rows that the training run only evaluates on, by the same split."""
+    config = load_config(CONFIG)
+    assert isinstance(config.data.eval, float)
+    write_rows(HELD_OUT, split_rows(list(rows), config.data.eval, config.seed)[1])
+
+
+def write_rows(file: Path, texts: Iterable[str]) -> None:
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def collect() -> list[str]:

@@ -74,9 +74,9 @@ def literal(rng: random.Random) -> tuple[str, str]:
 
 
 def parity(rng: random.Random) -> tuple[str, str]:
-    """Whether a number is even."""
-    n = number(rng)
-    return f"even or odd, {n}", "odd" if n % 2 else "even"
+    """Whether a digit is even; two words before it make the prompts differ."""
+    a, b, n = rng.choice(NAMES), rng.choice(NAMES), rng.randrange(10)
+    return f"even or odd, {a} {b} {n}", "odd" if n % 2 else "even"
 
 
 def statement(rng: random.Random) -> tuple[str, str]:

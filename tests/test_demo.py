@@ -48,7 +48,7 @@ def operator(text):
 # What Python's own parser makes of each question.
 ANSWERS = {
     "literal": ("type of ", literal),
-    "parity": ("even or odd, ", lambda text: "odd" if int(text) % 2 else "even"),
+    "parity": ("even or odd, ", lambda text: "odd" if int(text.split()[-1]) % 2 else "even"),
     "statement": ("kind of ", statement),
     "operator": ("operator of ", operator),
     "count": ("how many words, ", lambda text: str(len(text.split()))),
@@ -90,6 +90,11 @@ def test_tokenizer_splits_digits_and_keeps_words_whole():
     assert chat == "<|begin|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_the_base_has_held_out_text():
+    texts = [json.loads(line)["text"] for line in (ROOT / "demo" / "heldout.jsonl").read_text().splitlines()]
+    assert len(texts) == 88 == round(0.02 * 4424)  # configs/demo_base.py holds out 2 % of the passages
+
+
 @pytest.mark.parametrize("split", SIZES)
 def test_every_answer_is_right(split):
     found = rows(split)
@@ -112,5 +117,6 @@ def test_configs_name_what_ships():
     assert (demo.method, demo.quant.double, demo.lora.rank, demo.lora.targets) == ("qlora", True, 16, "all-linear")
     assert (demo.model.path, demo.data.train) == ("demo/base", "demo/tasks/train.jsonl")
     assert demo.data.eval == "demo/tasks/validation.jsonl"
+    assert demo.data.test == "demo/tasks/test.jsonl"
     assert demo.data.exact_match
     assert load_config(ROOT / "configs" / "demo_base.py").method == "full"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import quality_pages, quantization_error
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -90,6 +92,22 @@ def test_the_options_of_serving_are_listed():
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)) | {"test"}))
 def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_pages_show_the_stored_comparison():
+    results = quality_pages.stored()
+    assert "default" in results
+    for page, parts in quality_pages.sections(results).items():
+        for name, text in parts.items():
+            assert quality_pages.between(name).search(page.read_text())[2] == text, f"{page.name}: {name}"
+    assert "within the bar" in quality_pages.verdict(results["default"])
+
+
+def test_the_page_shows_the_stored_error_of_quantization():
+    rows = json.loads(quantization_error.RESULT.read_text())["rows"]
+    page = quantization_error.PAGE.read_text()
+    assert quantization_error.table(rows) + "\n" + quantization_error.verdict(rows) in page
+    assert "within the bar" in quantization_error.verdict(rows)
 
 
 def test_links_lead_somewhere():

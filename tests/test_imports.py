@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     **{"nf4": 1, "int8": 1, "kernels": 2, "lora": 3, "models": 4, "io": 5, "data": 5},
-    **{"train": 6, "generate": 6, "memory": 7, "serve": 7, "cli": 8},
+    **{"train": 6, "generate": 6, "memory": 7, "serve": 7, "compare": 8, "cli": 9},
 }
 FILES = sorted((ROOT / "qlora_jax").glob("*/**/*.py"))
 

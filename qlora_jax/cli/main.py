@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure loss and perplexity on a file",
     "serve": "answer requests over HTTP, one base and many adapters",
     "plan": "say whether a run fits a GPU, without one",
+    "compare": "full fine-tuning, LoRA and QLoRA side by side",
 }
 
 

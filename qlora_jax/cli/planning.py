@@ -18,7 +18,7 @@ from qlora_jax.memory.targets import GPUS, Card
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.train.config import Config
-from qlora_jax.train.setup import check_length
+from qlora_jax.train.setup import check_length, with_method
 
 METHODS: tuple[Literal["full", "lora", "qlora"], ...] = ("full", "lora", "qlora")
 # What a CUDA context, its libraries' handles and the loaded kernels take beside JAX's arrays.
@@ -128,12 +128,6 @@ def make_report(config: Config, card: Card) -> Report:
         longest_sequence=longest_sequence(planner, budget),
         changes=tuple(changes(config, geometry)),
     )
-
-
-def with_method(config: Config, method: Any) -> Config:
-    """The same run by another method. A full fine-tune has no choice of optim.gradients."""
-    optim = dataclasses.replace(config.optim, gradients="fp32") if method == "full" else config.optim
-    return dataclasses.replace(config, method=method, optim=optim)
 
 
 def with_geometry(config: Config) -> Config:

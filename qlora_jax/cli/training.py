@@ -2,14 +2,19 @@
 
 import json
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from qlora_jax import kernels
+from qlora_jax.cli.memory_bars import memory_bars
 from qlora_jax.cli.out_of_memory import explains_out_of_memory, warn_if_too_large
 from qlora_jax.cli.samples import answer, exact_match, expected, shown_prompt
+from qlora_jax.cli.sizes import size
 from qlora_jax.data import Encoded, check_vocabulary, load_tokenizer
 from qlora_jax.generate import Generator
 from qlora_jax.io.hf import read_config
@@ -23,14 +28,16 @@ from qlora_jax.train.config import Config
 from qlora_jax.train.dataset import Dataset, prepare, random_tokens
 from qlora_jax.train.loop import Interrupted, Loop
 from qlora_jax.train.metrics import read_rows
-from qlora_jax.train.progress import memory_in_use
+from qlora_jax.train.progress import memory_in_use, peak_memory
 from qlora_jax.train.report import Sample, write_report
 from qlora_jax.train.run_folder import (
+    SUMMARY,
     check_run_folder,
     check_same_base,
     explains_full_disk,
     record_run,
     start_step,
+    write_summary,
 )
 from qlora_jax.train.setup import Trainer, base_folder, check_length, lora_config, make_trainer, recorded_quantization
 
@@ -56,6 +63,7 @@ def _train(config: Config) -> int:
     dataset = _dataset(config, tokenizer, geometry)
     steps = config.train.steps or math.ceil((config.train.epochs or 1) * len(dataset.batches))
     warn_if_too_large(config, geometry)
+    held_before = peak_memory() or 0
     with explains_out_of_memory(config, geometry):
         trainer = make_trainer(config, source, steps)
         if start:
@@ -64,7 +72,11 @@ def _train(config: Config) -> int:
         with explains_full_disk(folder):
             record_run(config)
             loop = Loop(trainer, dataset, folder, steps, _exact_match(config, dataset, tokenizer))
-            return _run(config, folder, loop, geometry, tokenizer, source)
+            code = _run(config, folder, loop, geometry, tokenizer, source)
+            # A run that was complete already compiles nothing and keeps the figures that it has.
+            if code == 0 and (loop.compiled_bytes or not (folder / SUMMARY).exists()):
+                write_summary(folder, summary(trainer, geometry, loop, held_before))
+            return code
 
 
 def _run(config: Config, folder: Path, loop: Loop, geometry: ModelConfig, tokenizer, source: Path | None) -> int:
@@ -164,22 +176,46 @@ def _save_result(config: Config, folder: Path, trainer: Trainer, source: Path | 
 
 
 def _report(config: Config, folder: Path, loop: Loop, trainer: Trainer, geometry: ModelConfig, samples) -> None:
-    compiled = loop.compiled_bytes
+    rows, compiled = read_rows(folder / "metrics.jsonl"), loop.compiled_bytes
+    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
     facts = {
         "Method": config.method,
         "Trainable parameters": _trainable(trainer, geometry),
-        "Compiled memory of the train step": f"{compiled / 1e9:.3f} GB" if compiled else "the run was complete already",
+        "Tokens per second, median": f"{statistics.median(speeds):,.0f}" if speeds else "no step was logged",
+        "Compiled memory of the train step": size(compiled) if compiled else "the run was complete already",
         "Memory at the end": memory_in_use(),
         "Base content hash": trainer.loaded.content_hash,
     }
-    rows = read_rows(folder / "metrics.jsonl")
-    page = write_report(folder, rows=rows, samples=samples, config=config, facts=facts)
+    memory = memory_bars(config, geometry)
+    page = write_report(folder, rows=rows, samples=samples, config=config, facts=facts, memory=memory)
     _say("\n".join([*_before_and_after(rows), f"done: {page}"]))
 
 
-def _trainable(trainer: Trainer, geometry: ModelConfig) -> str:
+def summary(trainer: Trainer, geometry: ModelConfig, loop: Loop, held_before: int) -> dict[str, Any]:
+    """What a finished run's summary.json says. The allocator's peak is this run's only where it rose during it."""
+    trained, total = _counts(trainer, geometry)
+    peak, device = peak_memory(), jax.local_devices()[0]
+    return {
+        "method": trainer.config.method,
+        "steps": loop.steps,
+        "trainable": trained,
+        "parameters": total,
+        "compiled_bytes": loop.compiled_bytes,
+        "device_peak_bytes": peak if peak and peak > held_before else None,
+        "device": device.device_kind,
+        "platform": device.platform,
+        "base_hash": trainer.loaded.content_hash,
+    }
+
+
+def _counts(trainer: Trainer, geometry: ModelConfig) -> tuple[int, int]:
+    """(trained parameters, all of the base)."""
     total = count_parameters(geometry)
-    count = total if trainer.config.method == "full" else adapter_count(geometry, trainer.targets)
+    return total if trainer.config.method == "full" else adapter_count(geometry, trainer.targets), total
+
+
+def _trainable(trainer: Trainer, geometry: ModelConfig) -> str:
+    count, total = _counts(trainer, geometry)
     return f"{count:,} of {total:,} parameters trained ({count / total:.2%})"
 
 

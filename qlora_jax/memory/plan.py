@@ -70,10 +70,14 @@ class Breakdown:
     host: int = 0
 
     @property
+    def base(self) -> int:
+        """The model's weights, as they are stored."""
+        return self.codes + self.scales + self.weights + self.embeddings + self.norms
+
+    @property
     def arguments(self) -> int:
         """What is there between steps: exactly the compiled step's `arguments`."""
-        base = self.codes + self.scales + self.weights + self.embeddings + self.norms
-        return base + self.adapters + self.optimizer + self.batch
+        return self.base + self.adapters + self.optimizer + self.batch
 
     @property
     def largest_temporary(self) -> int:

@@ -123,6 +123,7 @@ class DataSection(Section):
 
     train: str = option("", "training rows: a .jsonl, .json or .parquet file, a folder, or a Hub dataset")
     eval: str | float = option("", "evaluation rows: the same, or a fraction of train to hold out", FRACTION)
+    test: str = option("", "rows that compare.py measures the methods on, and nothing is chosen by: as train")
     split: str = option("train", "split of a Hub dataset to train on")
     eval_split: str = option("", "split of a Hub dataset to evaluate on")
     packing: bool = option(True, "put several documents into one sequence, kept apart in attention")

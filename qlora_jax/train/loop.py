@@ -115,9 +115,12 @@ class Loop:
             return self._evaluate(0, log, progress) or {}
 
     def _eval_batches(self) -> Iterator[Any]:
+        documents = self.dataset.eval_documents
+        # Every row is one document: no more padding than the longest needs. Rounding keeps the compiled shapes few.
+        longest = -(-max(len(document.ids) for document in documents) // 64) * 64
         return eval_batches(
-            self.dataset.eval_documents,
-            seq_len=self.section.seq_len,
+            documents,
+            seq_len=min(longest, self.section.seq_len),
             batch_size=self.section.batch_size,
             pad_id=self.dataset.batches.pad_id,
         )

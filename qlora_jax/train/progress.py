@@ -72,6 +72,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def peak_memory() -> int | None:
+    """Most bytes that the device's allocator has held in this process; None where it does not say, as on a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get("peak_bytes_in_use") if stats else None
+
+
 def memory_in_use() -> str:
     """What the device's allocator holds; where it does not say, as on a CPU, the resident process."""
     stats = jax.local_devices()[0].memory_stats()

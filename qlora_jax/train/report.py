@@ -7,10 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from qlora_jax.train.config import SECTIONS, Config, to_dict
 from qlora_jax.train.curves import MAX_POINTS, Series, line_chart, short
+from qlora_jax.train.page import BarChart, write_page
 
 PACKAGES = ("qlora-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
@@ -50,26 +49,27 @@ def write_report(
     samples: Sequence[Sample],
     config: Config,
     facts: Mapping[str, str],
+    memory: BarChart | None = None,
 ) -> Path:
     """Write `run_dir/report.html` and return its path.
 
     `rows` are those of metrics.jsonl; `facts` are shown first, in order, e.g. {"Trainable parameters":
-    "4,194,304 (0.06 %)", "Peak memory": "5.1 GiB"}. All text is escaped.
+    "4,194,304 (0.06 %)", "Peak memory": "5.1 GiB"}. `memory` sets the run beside other methods. All text is
+    escaped.
     """
-    loader = jinja2.PackageLoader("qlora_jax.train", "templates")
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    page = template.get_template("report.html").render(
+    return write_page(
+        Path(run_dir) / "report.html",
+        "report.html",
+        "qlora_jax.train",
         title=Path(run_dir).resolve().name,
         facts=facts,
         charts=[chart for title, columns in CHARTS if (chart := make_chart(title, columns, rows))],
         max_points=MAX_POINTS,
+        memory=memory,
         samples=samples,
         settings=settings_table(config),
         versions=versions(),
     )
-    path = Path(run_dir) / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 def make_chart(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Chart | None:

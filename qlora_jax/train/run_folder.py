@@ -13,11 +13,13 @@ from qlora_jax.train.config import Config, to_dict
 RECORD = "config.json"
 UNFINISHED_RECORD = "config.tmp"  # all that a process killed at once may leave in a new folder
 CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
 
 # Fields that may differ when a run is continued: they change how long or how it is watched, not what is learned.
 MAY_CHANGE = {
     "output_dir",
     "data.samples",
+    "data.test",
     "model.kernels",
     "optim.offload",
     "train.steps",
@@ -119,6 +121,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or "method" not in settings:
         raise ValueError(f"{record} is damaged or no run's configuration: choose another folder")
     return settings
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Writes summary.json, whole or not at all: the sign that the run is complete, and its figures for programs."""
+    fresh = (folder / SUMMARY).with_suffix(".tmp")
+    fresh.write_text(json.dumps(summary, indent=2) + "\n")
+    fresh.replace(folder / SUMMARY)
 
 
 def _holds_something(folder: Path) -> bool:

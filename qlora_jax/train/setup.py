@@ -59,6 +59,12 @@ def lora_config(config: Config) -> LoraConfig:
     )
 
 
+def with_method(config: Config, method: Any) -> Config:
+    """The same run by another method. A full fine-tune has no choice of optim.gradients."""
+    optim = dataclasses.replace(config.optim, gradients="fp32") if method == "full" else config.optim
+    return dataclasses.replace(config, method=method, optim=optim)
+
+
 def quantization(config: Config) -> Quantization | None:
     """How the base is packed; None for the methods that train or keep it as it is."""
     if config.method != "qlora":

@@ -7,6 +7,7 @@ import pytest
 
 from qlora_jax.train.config import Config, LoraSection
 from qlora_jax.train.curves import Series, average_down, line_chart, ticks
+from qlora_jax.train.page import Bar, BarChart
 from qlora_jax.train.report import Sample, make_chart, write_report
 
 ROWS = [
@@ -24,6 +25,14 @@ def page(tmp_path) -> str:
         samples=[Sample(prompt="<b>2 & 2?</b>", before="<script>alert(1)</script>", after="4", expected="4")],
         config=Config(lora=LoraSection(targets=("q_proj", "v_proj"))),
         facts={"Trainable parameters": "4,194,304 (0.06 %)", "Peak memory": "5.1 GiB"},
+        memory=BarChart(
+            title="Memory",
+            bars=[
+                Bar(name="full", value=30, rest=70, words="100 GB", style="second"),
+                Bar(name="QLoRA (this run)", value=4, rest=1, words="5 GB", style="third", chosen=True),
+            ],
+            note="by arithmetic",
+        ),
     )
     assert path == tmp_path / "report.html"
     return path.read_text()
@@ -42,6 +51,16 @@ def test_the_page_holds_everything(page):
     assert "<td>optim.clip</td><td>0.3</td>" in page
     assert re.search(r"<td>jax</td><td>\d+\.\d+", page)
     assert "Gradient norm" not in page  # no row has it
+
+
+def test_memory_is_shown_as_bars_of_one_scale(page):
+    assert re.findall(r'style="width: ([\d.]+)%', page) == ["30.00", "70.00", "4.00", "1.00"]
+    assert '<div class="bar third chosen">' in page and "by arithmetic" in page
+
+
+def test_it_follows_the_dark_scheme_and_the_width_of_a_phone(page):
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
 
 
 def test_text_is_escaped(page):

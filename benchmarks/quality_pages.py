@@ -1,0 +1,112 @@
+"""Stores a comparison's compare.json among the results, and puts its figures into README.md and docs/quality.md.
+
+    python scripts/compare.py --config configs/demo.py --out runs/compare
+    python benchmarks/quality_pages.py runs/compare/compare.json
+
+Without a file, the pages are written again from benchmarks/results/compare.json. The ablations have a result file of
+their own, compare-ablations.json: which one it is, the file itself says.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
+
+from qlora_jax.cli.sizes import size  # noqa: E402
+from qlora_jax.compare.words import gigabytes, percent, range_of, rate  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+FILES = {"default": RESULTS / "compare.json", "ablations": RESULTS / "compare-ablations.json"}
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "quality.md"
+# Share of the full fine-tune's held-out gain, mean of the seeds.
+BAR = 0.97
+NOT_RUN = "**Not run yet.** `benchmarks/quality_pages.py FILE` puts the figures here.\n"
+
+
+def side_by_side(result: dict) -> str:
+    """The README's table: what a method needs for a 7B model, and what it reaches on the demo's tasks."""
+    seven = {row["method"]: row for row in result["memory"]["rows"]}
+    lines = [
+        "| | 7B weights | 7B train step | trained of 7B | demo: held-out loss | exact match | gain kept |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"][1:4]:
+        memory = seven[row["method"]]
+        lines.append(
+            f"| {row['title']} | {gigabytes(memory['weights_bytes'])} | {gigabytes(memory['total_bytes'])} "
+            f"| {memory['trainable_share']:.2%} | {row['heldout_loss']:.4f} | {percent(row['exact_match'])} "
+            f"| {percent(row['gain_kept'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def table(result: dict) -> str:
+    """Every row of a compare.json as Markdown."""
+    lines = [
+        "| method | rate | trained | step's peak | tokens/s | held-out loss | exact match | gain kept |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        spread, speed = row["spread"], row["tokens_per_second"]
+        lines.append(
+            f"| {row['title']} | {rate(row['learning_rate'])} | {row['trainable']:,} | {size(row['peak_bytes'] or 0)} "
+            f"| {f'{speed:,.0f}' if speed else '-'} "
+            f"| {row['heldout_loss']:.4f}{range_of(spread.get('heldout_loss'), '{:.4f}')} "
+            f"| {percent(row['exact_match'])}{range_of(spread.get('exact_match'), '{:.1%}')} "
+            f"| {percent(row['gain_kept'])}{range_of(spread.get('gain_kept'), '{:.1%}')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def verdict(result: dict) -> str:
+    """Whether QLoRA keeps what it should."""
+    qlora = next(row for row in result["rows"] if row["method"] == "qlora")
+    held = "within" if qlora["gain_kept"] >= BAR else "MISSING"
+    low, high = qlora["spread"]["gain_kept"]
+    return (
+        f"QLoRA keeps {qlora['gain_kept']:.1%} of the full fine-tune's gain in held-out loss ({low:.1%} to {high:.1%} "
+        f"over {len(qlora['seeds'])} seeds), {held} the bar of {BAR:.0%}, and {percent(qlora['exact_match_kept'])} of "
+        "its gain in exact matches.\n"
+    )
+
+
+def sections(results: dict[str, dict]) -> dict[Path, dict[str, str]]:
+    """What stands between which markers of which page."""
+    default = results["default"]
+    more = table(results["ablations"]) if "ablations" in results else NOT_RUN
+    return {
+        README: {"side-by-side": side_by_side(default)},
+        PAGE: {"comparison": f"{table(default)}\n{verdict(default)}", "ablations": more},
+    }
+
+
+def between(name: str) -> re.Pattern[str]:
+    """The text between a page's markers of this name, with them as groups 1 and 3."""
+    return re.compile(rf"(<!-- {name}: begin -->\n)(.*)(<!-- {name}: end -->)", re.DOTALL)
+
+
+def stored() -> dict[str, dict]:
+    """The committed results by their mode."""
+    return {mode: json.loads(file.read_text()) for mode, file in FILES.items() if file.exists()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", nargs="?", type=Path, metavar="FILE", help="a compare.json")
+    file = parser.parse_args().result
+    if file is not None:
+        result = json.loads(file.read_text())
+        if result["mode"] not in FILES:
+            parser.error(f"{file} is of a {result['mode']} comparison: expected one with three seeds")
+        FILES[result["mode"]].write_text(json.dumps(result, indent=1) + "\n")
+    for page, parts in sections(stored()).items():
+        for name, text in parts.items():
+            page.write_text(between(name).sub(lambda m, text=text: m[1] + text + m[3], page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Full fine-tuning, LoRA and QLoRA side by side: memory, speed and quality."""
