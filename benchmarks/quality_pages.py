@@ -9,13 +9,13 @@ their own, compare-ablations.json: which one it is, the file itself says.
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
 
+from benchmarks.pages import fill_part  # noqa: E402
 from qlora_jax.cli.sizes import size  # noqa: E402
 from qlora_jax.compare.words import gigabytes, percent, range_of, rate  # noqa: E402
 
@@ -84,11 +84,6 @@ def sections(results: dict[str, dict]) -> dict[Path, dict[str, str]]:
     }
 
 
-def between(name: str) -> re.Pattern[str]:
-    """The text between a page's markers of this name, with them as groups 1 and 3."""
-    return re.compile(rf"(<!-- {name}: begin -->\n)(.*)(<!-- {name}: end -->)", re.DOTALL)
-
-
 def stored() -> dict[str, dict]:
     """The committed results by their mode."""
     return {mode: json.loads(file.read_text()) for mode, file in FILES.items() if file.exists()}
@@ -105,7 +100,7 @@ def main() -> None:
         FILES[result["mode"]].write_text(json.dumps(result, indent=1) + "\n")
     for page, parts in sections(stored()).items():
         for name, text in parts.items():
-            page.write_text(between(name).sub(lambda m, text=text: m[1] + text + m[3], page.read_text()))
+            fill_part(page, name, text)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,24 @@ benchmarks/results/quantization-error.json and to docs/quality.md; for another m
 import argparse
 import json
 import math
-import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from qlora_jax.cli.evaluate import sequence_length
-from qlora_jax.compare.formats import FORMATS, projections, round_model
-from qlora_jax.data import eval_batches, load_rows, load_tokenizer, pad_id
-from qlora_jax.data.template import encode_rows
-from qlora_jax.io.hf import load_model, read_config, resolve_folder
-from qlora_jax.train.step import evaluate, make_eval_step, split_model
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
+
+from benchmarks.pages import fill_part  # noqa: E402
+from qlora_jax.cli.evaluate import sequence_length  # noqa: E402
+from qlora_jax.compare.formats import FORMATS, projections, round_model  # noqa: E402
+from qlora_jax.data import eval_batches, load_rows, load_tokenizer, pad_id  # noqa: E402
+from qlora_jax.data.template import encode_rows  # noqa: E402
+from qlora_jax.io.hf import load_model, read_config, resolve_folder  # noqa: E402
+from qlora_jax.train.step import evaluate, make_eval_step, split_model  # noqa: E402
+
 BASE, DATA = ROOT / "demo" / "base", ROOT / "demo" / "heldout.jsonl"
 RESULT = ROOT / "benchmarks" / "results" / "quantization-error.json"
 PAGE = ROOT / "docs" / "quality.md"
@@ -102,8 +105,7 @@ def main() -> int:
     if file is not None:
         file.write_text(json.dumps(result, indent=2) + "\n")
     if own:
-        marked = re.compile(r"(<!-- formats: begin -->\n).*(<!-- formats: end -->)", re.DOTALL)
-        PAGE.write_text(marked.sub(lambda m: m[1] + table(rows) + "\n" + verdict(rows) + m[2], PAGE.read_text()))
+        fill_part(PAGE, "formats", table(rows) + "\n" + verdict(rows))
     return 0 if rows[1]["cost"] <= BAR else 1
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality_pages, quantization_error
+from benchmarks.pages import read_part
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -99,7 +100,7 @@ def test_the_pages_show_the_stored_comparison():
     assert "default" in results
     for page, parts in quality_pages.sections(results).items():
         for name, text in parts.items():
-            assert quality_pages.between(name).search(page.read_text())[2] == text, f"{page.name}: {name}"
+            assert read_part(page, name) == text, f"{page.name}: {name}"
     assert "within the bar" in quality_pages.verdict(results["default"])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.pages import fill_part
+from benchmarks.pages import fill_part, read_part
 
 
 def test_a_part_is_filled_again_and_again(tmp_path):
@@ -10,6 +10,7 @@ def test_a_part_is_filled_again_and_again(tmp_path):
     page.write_text("before\n<!-- one: begin -->\nold\n<!-- one: end -->\nafter\n")
     for text in ("a\\1\n", "b\nc\n"):
         fill_part(page, "one", text)
+        assert read_part(page, "one") == text
         assert page.read_text() == f"before\n<!-- one: begin -->\n{text}<!-- one: end -->\nafter\n"
 
 
