@@ -104,7 +104,7 @@ def table(row: dict) -> str:
 
 def write(row: dict) -> None:
     versions = {name: version(name) for name in ("jax", "jaxlib")}
-    RESULT.write_text(json.dumps({"versions": versions, "row": row}, indent=2) + "\n")
+    RESULT.write_text(json.dumps({"versions": versions, "rows": [row]}, indent=2) + "\n")
     fill_part(PAGE, "loading-table", table(row))
 
 

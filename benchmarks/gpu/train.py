@@ -40,21 +40,21 @@ def make_config(context: Context, method: str, rank: int, targets) -> Config:
     )
 
 
-def random_batch(geometry, shape: tuple[int, ...]) -> TensorBatch:
-    """Rows of one document each, every token scored."""
+def random_batch(geometry, shape: tuple[int, ...], embedded: jax.ShapeDtypeStruct | None = None) -> TensorBatch:
+    """Rows of one document each, every token scored; with an embedding in host memory random rows of it."""
     tokens = fill.random_tokens(geometry, shape)
     positions = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
-    return TensorBatch(tokens, jnp.ones_like(tokens), positions, jnp.ones(shape, bool))
+    rows = None if embedded is None else fill.random_array(jax.random.key(0), embedded.shape, embedded.dtype)
+    return TensorBatch(tokens, jnp.ones_like(tokens), positions, jnp.ones(shape, bool), rows)
 
 
 class Step:
     """A compiled train step with random arrays, and what the compiler says of its memory."""
 
     def __init__(self, config: Config):
-        section = config.train
         self.geometry = read_config(Path(config.model.geometry))
-        step, (adapters, state, base, _, _) = abstract_train_step(config)
-        self.batch = random_batch(self.geometry, (section.grad_accum, section.batch_size, section.seq_len))
+        step, (adapters, state, base, batch, _) = abstract_train_step(config)
+        self.batch = random_batch(self.geometry, batch.tokens.shape, batch.embedded)
         began = time.perf_counter()
         self._compiled = step.lower(adapters, state, base, self.batch, None).compile()
         self.compile_seconds = time.perf_counter() - began

@@ -73,12 +73,15 @@ def prompt_of(ids: np.ndarray, scored: np.ndarray) -> list[int]:
 
 
 def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-    """int32 tokens `[B, bucket]`, padding after each prompt, and `[B]`, how long each is."""
+    """int32 tokens `[B, bucket]`, padding after each prompt, and how long each is: `[B]`, a scalar if all are as long.
+
+    For a scalar the cache is written by slices, which is faster.
+    """
     counts = [len(prompt) for prompt in prompts]
     tokens = np.zeros((len(prompts), bucket(max(counts))), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    return jnp.asarray(tokens), jnp.asarray(counts, jnp.int32)
+    return jnp.asarray(tokens), jnp.asarray(counts[0] if len(set(counts)) == 1 else counts, jnp.int32)
 
 
 def bucket(length: int) -> int:

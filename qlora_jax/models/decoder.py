@@ -129,14 +129,14 @@ class Decoder(nnx.Module):
         self,
         tokens: Int[Array, "b T"],
         cache: Cache,
-        counts: Int[Array, " B"] | None = None,
+        counts: Int[Array, " B"] | Int[Array, ""] | None = None,
         row: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b T D"], Cache]:
         """Appends tokens to a cache and returns their normalised hidden states.
 
         Args:
-          counts: how many of the tokens count in each row, all where None. Padding stands after them; the row's next
-            tokens take its place.
+          counts: how many of the tokens count in each row, or in every one, all where None. Padding stands after them;
+            the row's next tokens take its place.
           row: the only row of the cache that `tokens [1, T]` are for, then with one length for each row in the cache;
             None where there are tokens for each.
         """

@@ -23,4 +23,4 @@ def test_reading_and_loading_a_folder(tmp_path):
 
 
 def test_the_page_shows_the_stored_figures():
-    assert loading.table(json.loads(loading.RESULT.read_text())["row"]) in loading.PAGE.read_text()
+    assert loading.table(json.loads(loading.RESULT.read_text())["rows"][0]) in loading.PAGE.read_text()

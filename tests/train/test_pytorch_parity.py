@@ -10,9 +10,9 @@ import pytest
 
 from qlora_jax.data import Encoded, make_batches
 from qlora_jax.io.peft import read_adapter, write_adapter
+from qlora_jax.train.batch import TensorBatch
 from qlora_jax.train.config import Config, LoraSection, ModelSection, OptimSection, TrainSection
 from qlora_jax.train.setup import base_folder, lora_config, make_trainer
-from qlora_jax.train.step import TensorBatch
 
 peft = pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
