@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
+
+from benchmarks.pages import fill_part, read_part  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- gpu-table: begin -->", "<!-- gpu-table: end -->"
+PART = "gpu-table"
 DATED = re.compile(r".+-\d{4}-\d{2}-\d{2}\.json")
 # In the page's order: (part, its heading).
 HEADINGS = {
@@ -30,7 +34,7 @@ HEADINGS = {
 }
 NOTHING = (
     "**No GPU has been measured yet.** On one, `python benchmarks/gpu_suite.py` measures everything, and "
-    "`python benchmarks/gpu_table.py` then puts the figures here."
+    "`python benchmarks/gpu_table.py` then puts the figures here.\n"
 )
 VERDICTS = {True: "met", False: "**missed**", None: "not judged"}
 
@@ -71,20 +75,13 @@ def card(report: dict[str, Any], name: str) -> list[str]:
 
 
 def table(folder: Path) -> str:
-    """The text between the markers."""
+    """The page's part as Markdown."""
     files = sorted(file for file in folder.glob("*.json") if DATED.fullmatch(file.name))
     if not files:
         return NOTHING
-    return "\n".join(text for file in files for text in card(json.loads(file.read_text()), file.name)).strip("\n")
-
-
-def filled(page: str, text: str) -> str:
-    """The page with `text` between its markers."""
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"docs/benchmarks.md has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    return (
+        "\n".join(text for file in files for text in card(json.loads(file.read_text()), file.name)).strip("\n") + "\n"
+    )
 
 
 def main() -> int:
@@ -94,15 +91,14 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to fill")
     options = parser.parse_args()
-    page = options.page.read_text()
     try:
-        new = filled(page, table(options.results))
+        new = table(options.results)
+        if options.check:
+            return int(read_part(options.page, PART) != new)
+        fill_part(options.page, PART, new)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if options.check:
-        return int(new != page)
-    options.page.write_text(new)
     return 0
 
 

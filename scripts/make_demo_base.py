@@ -2,14 +2,17 @@
 
     python scripts/make_demo_base.py                about ten minutes on two CPU cores
     python scripts/make_demo_base.py --held-out     only demo/heldout.jsonl, the passages that the base has not seen
+    python scripts/make_demo_base.py --large        runs/large_base/base of 113M parameters, for compare.py on a GPU
 
-The text is `pydoc_data.topics` (the language reference) and the docstrings of the standard library. The weights
-are trained by this project's own method=full: `configs/demo_base.py`. Another Python carries another text: with
---held-out it must be the one that demo/base/README.md names.
+The text is `pydoc_data.topics` (the language reference) and the docstrings of the standard library, for the large base
+the library's source files. The weights are trained by this project's own method=full: `configs/demo_base.py` and
+`configs/large_base.py`. Another Python carries another text: with --held-out it must be the one that
+demo/base/README.md names.
 """
 
 import argparse
 import ast
+import dataclasses
 import json
 import platform
 import random
@@ -17,9 +20,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,15 +34,9 @@ from qlora_jax.data import split_rows
 from qlora_jax.train.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-WORK = ROOT / "runs" / "demo_base"
-BASE = ROOT / "demo" / "base"
-HELD_OUT = ROOT / "demo" / "heldout.jsonl"
-CONFIG = ROOT / "configs" / "demo_base.py"
 
 PAD, BOS, EOS, TURN = "<|pad|>", "<|begin|>", "<|im_end|>", "<|im_start|>"
 SPECIAL = [PAD, BOS, EOS, TURN]
-VOCABULARY = 2048
-POSITIONS = 256
 # Folders of the library that hold tests, data or other people's programs, or that newer Pythons dropped.
 LEFT_OUT = {
     "test",
@@ -55,7 +53,7 @@ LEFT_OUT = {
 GEOMETRY = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "vocab_size": VOCABULARY,
+    "vocab_size": 2048,
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
@@ -63,7 +61,7 @@ GEOMETRY = {
     "num_key_value_heads": 2,
     "head_dim": 48,
     "hidden_act": "silu",
-    "max_position_embeddings": POSITIONS,
+    "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "attention_bias": False,
@@ -74,6 +72,16 @@ GEOMETRY = {
     "bos_token_id": SPECIAL.index(BOS),
     "eos_token_id": SPECIAL.index(EOS),
     "dtype": "bfloat16",
+}
+LARGE_GEOMETRY = GEOMETRY | {
+    "vocab_size": 16384,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
 }
 README = """\
 ---
@@ -103,55 +111,90 @@ CHAT_TEMPLATE = (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a base is made.
+
+    Attributes:
+      config: the training run, which reads corpus.jsonl and the folder start, both in `work`.
+      work: a folder for everything on the way; deleted at the beginning.
+      base: the folder of the finished model.
+      held_out: the file for the passages that the run only evaluates on.
+      read: the texts of one source file.
+      readme: the model's card, or None.
+    """
+
+    config: Path
+    work: Path
+    base: Path
+    held_out: Path
+    geometry: dict[str, Any]
+    read: Callable[[Path], Iterable[str]]
+    readme: str | None
+
+    @property
+    def positions(self) -> int:
+        return self.geometry["max_position_embeddings"]
+
+
 def main() -> None:
-    """Text, tokenizer, training, and the folder that is committed; or the held-out passages alone."""
+    """Text, tokenizer, training, and the model folder; or the held-out passages alone."""
     parser = argparse.ArgumentParser(description="Make the demo's base.")
-    parser.add_argument("--held-out", action="store_true", help="only demo/heldout.jsonl, for the base that there is")
-    texts = collect()
-    if parser.parse_args().held_out:
-        write_held_out(passages(texts, Tokenizer.from_file(str(BASE / "tokenizer.json"))))
+    parser.add_argument("--held-out", action="store_true", help="only the held-out passages of the base that there is")
+    parser.add_argument("--large", action="store_true", help="a base of 113M parameters in runs/large_base, on a GPU")
+    options = parser.parse_args()
+    recipe = LARGE if options.large else DEMO
+    texts = collect(recipe.read)
+    if options.held_out:
+        tokenizer = Tokenizer.from_file(str(recipe.base / "tokenizer.json"))
+        write_held_out(recipe, passages(texts, tokenizer, recipe.positions))
     else:
-        make_base(texts)
+        make_base(recipe, texts)
 
 
-def make_base(texts: list[str]) -> None:
+def make_base(recipe: Recipe, texts: list[str]) -> None:
     """Trains tokenizer and model, and publishes them."""
-    start = WORK / "start"
-    shutil.rmtree(WORK, ignore_errors=True)
+    start = recipe.work / "start"
+    shutil.rmtree(recipe.work, ignore_errors=True)
     start.mkdir(parents=True)
-    tokenizer = train_tokenizer(texts)
-    write_companions(start, tokenizer)
-    rows = list(passages(texts, tokenizer))
-    write_rows(WORK / "corpus.jsonl", rows)
-    write_held_out(rows)
+    tokenizer = train_tokenizer(texts, recipe.geometry["vocab_size"])
+    write_companions(start, tokenizer, recipe.geometry)
+    rows = list(passages(texts, tokenizer, recipe.positions))
+    write_rows(recipe.work / "corpus.jsonl", rows)
+    write_held_out(recipe, rows)
     print(f"{len(texts)} texts, {sum(map(len, texts)):,} characters, {len(rows)} rows")
-    command = [sys.executable, ROOT / "scripts" / "train.py", "--config", CONFIG]
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(recipe.config)]
     subprocess.run(command, cwd=ROOT, check=True)
-    publish(WORK / "run", sum(map(len, texts)))
+    publish(recipe, sum(map(len, texts)))
 
 
-def write_held_out(rows: Iterable[str]) -> None:
-    """demo/heldout.jsonl: the rows that the training run only evaluates on, by the same split."""
-    config = load_config(CONFIG)
+def write_held_out(recipe: Recipe, rows: Iterable[str]) -> None:
+    """The rows that the training run only evaluates on, by the same split."""
+    config = load_config(recipe.config)
     assert isinstance(config.data.eval, float)
-    write_rows(HELD_OUT, split_rows(list(rows), config.data.eval, config.seed)[1])
+    write_rows(recipe.held_out, split_rows(list(rows), config.data.eval, config.seed)[1])
 
 
 def write_rows(file: Path, texts: Iterable[str]) -> None:
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def collect() -> list[str]:
-    """The topics, and for each module its docstrings as one text; no docstring twice. Sorted by name."""
+def collect(read: Callable[[Path], Iterable[str]]) -> list[str]:
+    """The topics, and for each module what `read` finds in it as one text; nothing twice. Sorted by name."""
     seen: set[str] = set()
     texts = [topics[name].strip() for name in sorted(topics)]
     library = Path(sysconfig.get_paths()["stdlib"])
     for file in sorted(library.rglob("*.py")):
         if LEFT_OUT.isdisjoint(file.relative_to(library).parts):
-            fresh = [text for text in docstrings(file) if text not in seen]
+            fresh = [text for text in read(file) if text not in seen]
             seen.update(fresh)
             texts.append("\n\n".join(fresh))
     return [text for text in texts if text]
+
+
+def source(file: Path) -> list[str]:
+    """The whole source file."""
+    return [file.read_text(errors="ignore").strip()]
 
 
 def docstrings(file: Path) -> Iterator[str]:
@@ -163,15 +206,15 @@ def docstrings(file: Path) -> Iterator[str]:
             yield text.strip()
 
 
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE of VOCABULARY tokens: words with their leading space, single digits and punctuation."""
+def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
+    """Byte-level BPE of `vocabulary` tokens: words with their leading space, single digits and punctuation."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -183,27 +226,27 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def write_companions(folder: Path, tokenizer: Tokenizer) -> None:
+def write_companions(folder: Path, tokenizer: Tokenizer, geometry: dict[str, Any]) -> None:
     """Everything of a Hugging Face model folder but the weights."""
-    ids = {name: GEOMETRY[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = {name: geometry[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
         "eos_token": EOS,
         "pad_token": PAD,
         "additional_special_tokens": [TURN],
-        "model_max_length": POSITIONS,
+        "model_max_length": geometry["max_position_embeddings"],
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    files = {"config.json": GEOMETRY, "generation_config.json": ids, "tokenizer_config.json": settings}
+    files = {"config.json": geometry, "generation_config.json": ids, "tokenizer_config.json": settings}
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def passages(texts: list[str], tokenizer: Tokenizer) -> Iterator[str]:
-    """The texts cut into passages that fill a training sequence.
+def passages(texts: list[str], tokenizer: Tokenizer, positions: int) -> Iterator[str]:
+    """The texts cut into passages that fill a training sequence of `positions` tokens.
 
     Every second one is a shorter passage written twice, so that looking back pays. 2,400 steps are too few for the
     base to learn copying from it.
@@ -214,31 +257,55 @@ def passages(texts: list[str], tokenizer: Tokenizer) -> Iterator[str]:
         start = 0
         while start < len(offsets):
             twice = rng.random() < 0.5
-            length = rng.randint(8, POSITIONS // 2 - 4) if twice else POSITIONS - 2
+            length = rng.randint(8, positions // 2 - 4) if twice else positions - 2
             end = min(start + length, len(offsets))
             passage = text[offsets[start][0] : offsets[end - 1][1]]
             yield f"{passage}\n{passage}" if twice else passage
             start = end
 
 
-def publish(run: Path, characters: int) -> None:
-    """Copies the trained model to demo/base, its weights in bf16, with a README."""
+def publish(recipe: Recipe, characters: int) -> None:
+    """Copies the trained model to the recipe's folder, its weights in bf16, with its card."""
+    run = recipe.work / "run"
     weights = load_file(run / "model" / "model.safetensors")
-    shutil.rmtree(BASE, ignore_errors=True)
-    shutil.copytree(run / "model", BASE)
+    shutil.rmtree(recipe.base, ignore_errors=True)
+    shutil.copytree(run / "model", recipe.base)
     rounded = {name: np.asarray(jnp.asarray(value, jnp.bfloat16)) for name, value in weights.items()}
-    save_file(rounded, BASE / "model.safetensors", metadata={"format": "pt"})
+    save_file(rounded, recipe.base / "model.safetensors", metadata={"format": "pt"})
+    parameters = sum(value.size for value in weights.values())
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    readme = README.format(
-        python=platform.python_version(),
-        characters=characters,
-        parameters=sum(value.size for value in weights.values()),
-        steps=metrics[-1]["step"],
-        loss=[row["eval_loss"] for row in metrics if "eval_loss" in row][-1],
-        vocabulary=VOCABULARY,
-    )
-    (BASE / "README.md").write_text(readme)
+    loss = [row["eval_loss"] for row in metrics if "eval_loss" in row][-1]
+    print(f"{recipe.base}: {parameters:,} parameters, loss on held-out passages {loss:.2f}")
+    if recipe.readme is not None:
+        readme = recipe.readme.format(
+            python=platform.python_version(),
+            characters=characters,
+            parameters=parameters,
+            steps=metrics[-1]["step"],
+            loss=loss,
+            vocabulary=recipe.geometry["vocab_size"],
+        )
+        (recipe.base / "README.md").write_text(readme)
 
+
+DEMO = Recipe(
+    config=ROOT / "configs" / "demo_base.py",
+    work=ROOT / "runs" / "demo_base",
+    base=ROOT / "demo" / "base",
+    held_out=ROOT / "demo" / "heldout.jsonl",
+    geometry=GEOMETRY,
+    read=docstrings,
+    readme=README,
+)
+LARGE = Recipe(
+    config=ROOT / "configs" / "large_base.py",
+    work=ROOT / "runs" / "large_base",
+    base=ROOT / "runs" / "large_base" / "base",
+    held_out=ROOT / "runs" / "large_base" / "heldout.jsonl",
+    geometry=LARGE_GEOMETRY,
+    read=source,
+    readme=None,
+)
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,15 @@ def test_configs_name_what_ships():
     assert demo.data.test == "demo/tasks/test.jsonl"
     assert demo.data.exact_match
     assert load_config(ROOT / "configs" / "demo_base.py").method == "full"
+
+
+def test_the_large_base_is_made_where_its_configs_look(tmp_path):
+    recipe = runpy.run_path(str(ROOT / "scripts" / "make_demo_base.py"))["LARGE"]
+    (tmp_path / "config.json").write_text(json.dumps(recipe.geometry))
+    assert count_parameters(read_config(tmp_path)) == 113_271_552
+    training, tuning = load_config(recipe.config), load_config(ROOT / "configs" / "large.py")
+    assert (training.method, training.train.seq_len) == ("full", recipe.positions)
+    assert training.data.train == "runs/large_base/corpus.jsonl"
+    assert ROOT / training.model.path == recipe.work / "start"
+    assert ROOT / training.output_dir == recipe.work / "run"
+    assert ROOT / tuning.model.path == recipe.base

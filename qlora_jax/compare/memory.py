@@ -40,8 +40,6 @@ CONFIG = Config(
     lora=LoraSection(rank=8, alpha=16, targets=("q_proj", "v_proj")),
     train=TrainSection(steps=1, batch_size=1, grad_accum=16, seq_len=512, vocab_chunk=4096),
 )
-# A full fine-tune updates its weights, which needs 32 bits; a frozen base does with 16.
-DTYPES: dict[str, Any] = {"full": "fp32", "lora": "bf16", "qlora": "bf16"}
 # The card that is compiled for: the only one in the project's list that comes near a full fine-tune's peak.
 GPU = "h200"
 
@@ -84,7 +82,7 @@ def row(method: str, peak: int | None) -> dict[str, Any]:
     trainable, parameters = trained(config), count_parameters(LLAMA_2_7B)
     return {
         "method": method,
-        "dtype": "nf4" if method == "qlora" else DTYPES[method],
+        "dtype": "nf4" if method == "qlora" else config.model.dtype,
         "parameters": parameters,
         "trainable": trainable,
         "trainable_share": trainable / parameters,
@@ -100,8 +98,7 @@ def config_of(method: str) -> Config:
     [change] = [one.change for one in MAIN if one.name == method]
     # A head that is trained in slices needs a second buffer of gradients, of the whole model's size.
     train = dataclasses.replace(CONFIG.train, vocab_chunk=0) if method == "full" else CONFIG.train
-    model = dataclasses.replace(CONFIG.model, dtype=DTYPES[method])
-    return change(dataclasses.replace(CONFIG, model=model, train=train))
+    return change(dataclasses.replace(CONFIG, train=train))
 
 
 def trained(config: Config) -> int:

@@ -59,11 +59,16 @@ def without_double(config: Config) -> Config:
     return dataclasses.replace(config, quant=dataclasses.replace(config.quant, double=False))
 
 
+def in_float32(config: Config) -> Config:
+    """Weights that are trained are kept in 32 bits: most updates are smaller than half of bfloat16's spacing."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="fp32"))
+
+
 # From the one that needs the least memory to the one that needs the most: the allocator's peak never falls.
 MAIN = (
     Method(name="qlora", title="QLoRA", change=by_method("qlora")),
     Method(name="lora", title="LoRA, 16-bit base", change=by_method("lora")),
-    Method(name="full", title="full fine-tune", change=by_method("full")),
+    Method(name="full", title="full fine-tune", change=by_method("full", in_float32)),
 )
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 ABLATIONS = (

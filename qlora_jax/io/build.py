@@ -15,7 +15,7 @@ from qlora_jax.int8.tensor import int8_shapes
 from qlora_jax.lora.init import key_for
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.host_table import HostTable, check_host_table
+from qlora_jax.models.host_table import HostTable
 from qlora_jax.models.layers import Frozen
 from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
 from qlora_jax.models.storage import STORAGES
@@ -53,13 +53,8 @@ class Quantization:
         others = {HEAD: self.lm_head, EMBEDDING: self.embedding}
         return "nf4" if spec.projection else others.get(path, "none")
 
-    def check(self, config: ModelConfig) -> None:
-        """Refuses what a model of this geometry cannot have. Raises ValueError."""
-        if config.tie_embeddings and self.lm_head not in ("none", self.embedding):
-            raise ValueError(
-                f"quant.lm_head={self.lm_head!r}: this {config.family} model's output layer is its embedding, and is "
-                f"stored once: set quant.embedding={self.lm_head!r} (now {self.embedding!r}), and leave quant.lm_head"
-            )
+    def check_shapes(self, config: ModelConfig) -> None:
+        """Refuses tables of this geometry that cannot be packed. Raises ValueError."""
         for path, name in ((EMBEDDING, "embedding"), (HEAD, "lm_head")):
             spec = parameter_specs(config).get(path)
             if spec and self.storage(path, spec) == "nf4":
@@ -83,10 +78,27 @@ class Quantization:
 
 def check_storage(config: ModelConfig, quantization: Quantization | None, host_embedding: bool) -> None:
     """Refuses what a model of this geometry cannot have. Raises ValueError."""
+    if config.tie_embeddings:
+        _check_tied(config, quantization or Quantization(), host_embedding)
     if quantization is not None:
-        quantization.check(config)
+        quantization.check_shapes(config)
+
+
+def _check_tied(config: ModelConfig, quantization: Quantization, host_embedding: bool) -> None:
+    """Refuses storing one table in two ways, with all that is to be changed."""
+    head, table = quantization.lm_head, quantization.embedding
+    asked, changes = [], []
     if host_embedding:
-        check_host_table(config)
+        asked.append("model.embedding='host'")
+        changes.append("model.embedding='device'")
+    if head not in ("none", table):
+        asked.append(f"quant.lm_head={head!r}")
+        changes.append(f"quant.embedding={head!r} (now {table!r})")
+    if asked:
+        raise ValueError(
+            f"{' and '.join(asked)}: this {config.family} model's output layer is its embedding, stored once, on the "
+            f"device: set {' and '.join(changes)}"
+        )
 
 
 def build_model(

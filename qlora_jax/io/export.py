@@ -1,8 +1,6 @@
 """A base model's folder, with or without an adapter, as a new Hugging Face folder; one tensor at a time."""
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ import numpy as np
 from qlora_jax import int8, nf4
 from qlora_jax.int8 import Int8Tensor
 from qlora_jax.io.bitsandbytes import is_nf4, nf4_dtype, quantization_config, read_nf4, write_nf4
-from qlora_jax.io.build import Quantization
+from qlora_jax.io.build import Quantization, check_storage
+from qlora_jax.io.companions import write_companions
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import check_names, read_config
 from qlora_jax.io.identity import BaseIdentity, record_source
@@ -33,18 +32,6 @@ MERGES = {
     "original": "added to the original weights",
     "dequantized": "added to the weights after NF4 quantization and back, which are those it was trained on",
 }
-# What a folder needs beside its weights: how to generate and to tokenize, and the model's licence.
-COMPANIONS = (
-    *("generation_config.json", "tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json"),
-    *(
-        "added_tokens.json",
-        "chat_template*",
-        "additional_chat_templates",
-        "LICENSE*",
-        "NOTICE*",
-        "USE_POLICY*",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -112,7 +99,7 @@ def export_merged(
         )
     used = quantization if into == "dequantized" else None
     if used:
-        used.check(base.config)
+        check_storage(base.config, used, host_embedding=False)
 
     def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
         return {weight.name: _merged(base, weight, value, used, dtype or weight.dtype)}
@@ -122,7 +109,8 @@ def export_merged(
     written = dtype or _dtype(base)
     with new_folder(out, needed=needed) as partial:
         _write(base, partial, convert, shard_bytes)
-        _write_companions(base, partial, written, None, card)
+        write_companions(base.folder, partial, dtype=written)
+        (partial / "README.md").write_text(card)
 
 
 def export_bnb4(
@@ -165,7 +153,9 @@ def export_bnb4(
         if adapter is None:
             record_source(partial, identity)
         card = model_card("4-bit model", _base_id(base), text, tags=("bitsandbytes", "4-bit"))
-        _write_companions(base, partial, dtype, quantization_config(double=double, dtype=dtype), card)
+        packing = quantization_config(double=double, dtype=dtype)
+        write_companions(base.folder, partial, dtype=dtype, quantization=packing)
+        (partial / "README.md").write_text(card)
 
 
 def _open(folder: Path, adapter: Adapter | None) -> Base:
@@ -239,18 +229,3 @@ def _dtype(base: Base) -> str:
 def _base_id(base: Base) -> str:
     """The base as its adapter names it, else its folder."""
     return (base.adapter and base.adapter.base) or str(base.folder)
-
-
-def _write_companions(base: Base, folder: Path, dtype: str, quantization: dict | None, card: str) -> None:
-    settings = json.loads((base.folder / "config.json").read_text())
-    for old in ("quantization_config", "torch_dtype"):
-        settings.pop(old, None)
-    settings["dtype"] = dtype
-    if quantization:
-        settings["quantization_config"] = quantization
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    for pattern in COMPANIONS:
-        for file in base.folder.glob(pattern):
-            copy = shutil.copytree if file.is_dir() else shutil.copyfile
-            copy(file, folder / file.name)
-    (folder / "README.md").write_text(card)

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from qlora_jax.models.config import ModelConfig
-
 
 @jax.tree_util.register_static
 class HostTable:
@@ -40,15 +38,6 @@ class HostTable:
     def rows_shape(self, tokens: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         """The shape of the rows of an array of tokens of this shape."""
         return jax.ShapeDtypeStruct((*tokens, self.array.shape[1]), self.dtype)
-
-
-def check_host_table(config: ModelConfig) -> None:
-    """Refuses a model whose table is needed on the device. Raises ValueError."""
-    if config.tie_embeddings:
-        raise ValueError(
-            f"model.embedding='host': this {config.family} model's output layer is its embedding, and is needed on the "
-            f"device: set model.embedding='device'; quant.embedding='int8' halves it there"
-        )
 
 
 def host_table(state: Any) -> HostTable | None:

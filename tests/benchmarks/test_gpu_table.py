@@ -5,10 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from benchmarks.gpu.results import Results, make_row
-from benchmarks.gpu_table import BEGIN, END, NOTHING, filled, table
+from benchmarks.gpu_table import NOTHING, table
 
 ROOT = Path(__file__).parents[2]
 CARD = {"card": "NVIDIA H200", "driver": "1.2", "cpu": "some processor", "cores": 16}
@@ -44,7 +42,7 @@ def test_every_row_is_shown_and_what_is_missing_says_so(tmp_path):
 def test_a_smoke_file_is_refused(tmp_path):
     write(tmp_path, smoke=True)
     page = tmp_path / "page.md"
-    page.write_text(f"text\n{BEGIN}\nold\n{END}\n")
+    page.write_text("text\n<!-- gpu-table: begin -->\nold\n<!-- gpu-table: end -->\n")
     command = [sys.executable, str(ROOT / "benchmarks/gpu_table.py"), "--results", str(tmp_path), "--page", str(page)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1 and "h200-2026-01-31.json was written by a smoke run" in run.stderr
@@ -54,12 +52,6 @@ def test_a_smoke_file_is_refused(tmp_path):
 def test_with_no_file_the_page_says_that_nothing_is_measured(tmp_path):
     assert table(tmp_path) == NOTHING
     assert "No GPU has been measured yet" in NOTHING and "python benchmarks/gpu_suite.py" in NOTHING
-
-
-def test_only_what_is_between_the_markers_changes():
-    assert filled(f"a\n{BEGIN}\nold\n{END}\nb\n", "new") == f"a\n{BEGIN}\nnew\n{END}\nb\n"
-    with pytest.raises(ValueError, match="has no"):
-        filled("a page", "new")
 
 
 def test_the_page_is_what_the_files_give():

@@ -98,7 +98,17 @@ def test_an_abstract_model_has_the_same_structure():
     assert table.rows_shape((2, 3)) == jax.ShapeDtypeStruct((2, 3, UNTIED.hidden_size), jnp.float32)
 
 
-def test_a_tied_embedding_is_refused():
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        (None, "model.embedding='host': .*output layer is its embedding.*: set model.embedding='device'$"),
+        (
+            Quantization(lm_head="int8"),
+            "model.embedding='host' and quant.lm_head='int8': .*='device' and quant.embedding='int8'",
+        ),
+    ],
+)
+def test_a_tied_embedding_is_refused_with_all_that_must_change(quantization, words):
     tied = dataclasses.replace(CONFIG, tie_embeddings=True)
-    with pytest.raises(ValueError, match=r"model\.embedding='host'.*output layer is its embedding.*quant\.embedding"):
-        random_model(tied, 0, dtype="float32", quantization=None, host_embedding=True)
+    with pytest.raises(ValueError, match=words):
+        random_model(tied, 0, dtype="float32", quantization=quantization, host_embedding=True)
