@@ -3,8 +3,9 @@
     python scripts/compare.py --config configs/demo.py --out runs/compare
     python benchmarks/quality_pages.py runs/compare/compare.json
 
-Without a file, the pages are written again from benchmarks/results/compare.json. The ablations have a result file of
-their own, compare-ablations.json: which one it is, the file itself says.
+Without a file, the pages are written again from benchmarks/results/compare.json. The ablations and the comparison of
+configs/large.py have result files of their own, compare-ablations.json and compare-large.json: which one it is, the
+file itself says.
 """
 
 import argparse
@@ -18,9 +19,15 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the c
 from benchmarks.pages import fill_part  # noqa: E402
 from qlora_jax.cli.sizes import size  # noqa: E402
 from qlora_jax.compare.words import gigabytes, percent, range_of, rate  # noqa: E402
+from qlora_jax.train.config import load_config  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = {"default": RESULTS / "compare.json", "ablations": RESULTS / "compare-ablations.json"}
+FILES = {
+    "default": RESULTS / "compare.json",
+    "ablations": RESULTS / "compare-ablations.json",
+    "large": RESULTS / "compare-large.json",
+}
+DEMO_BASE, LARGE_BASE = (load_config(ROOT / "configs" / name).model.path for name in ("demo.py", "large.py"))
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "quality.md"
 # Share of the full fine-tune's held-out gain, mean of the seeds.
 BAR = 0.97
@@ -44,22 +51,34 @@ def side_by_side(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(result: dict) -> str:
-    """Every row of a compare.json as Markdown."""
-    lines = [
-        "| method | rate | trained | step's peak | tokens/s | held-out loss | exact match | gain kept |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+HEADS = ("method", "rate", "trained", "step's peak", "tokens/s", "held-out loss", "exact match", "gain kept")
+
+
+def table(result: dict, without: tuple[str, ...] = ()) -> str:
+    """Every row of a compare.json as Markdown, without the columns of these heads."""
+    kept = [index for index, head in enumerate(HEADS) if head not in without]
+    lines = [HEADS, ["---"] * len(HEADS), *map(cells, result["rows"])]
+    return "".join(f"| {' | '.join(line[index] for index in kept)} |\n" for line in lines)
+
+
+def cells(row: dict) -> list[str]:
+    """One row's figures, with the lowest and the highest of the seeds in brackets."""
+    spread, speed = row["spread"], row["tokens_per_second"]
+    return [
+        row["title"],
+        rate(row["learning_rate"]),
+        f"{row['trainable']:,}",
+        size(row["peak_bytes"] or 0),
+        f"{speed:,.0f}" if speed else "-",
+        f"{row['heldout_loss']:.4f}{range_of(spread.get('heldout_loss'), '{:.4f}')}",
+        f"{percent(row['exact_match'])}{range_of(spread.get('exact_match'), '{:.1%}')}",
+        f"{percent(row['gain_kept'])}{range_of(spread.get('gain_kept'), '{:.1%}')}",
     ]
-    for row in result["rows"]:
-        spread, speed = row["spread"], row["tokens_per_second"]
-        lines.append(
-            f"| {row['title']} | {rate(row['learning_rate'])} | {row['trainable']:,} | {size(row['peak_bytes'] or 0)} "
-            f"| {f'{speed:,.0f}' if speed else '-'} "
-            f"| {row['heldout_loss']:.4f}{range_of(spread.get('heldout_loss'), '{:.4f}')} "
-            f"| {percent(row['exact_match'])}{range_of(spread.get('exact_match'), '{:.1%}')} "
-            f"| {percent(row['gain_kept'])}{range_of(spread.get('gain_kept'), '{:.1%}')} |"
-        )
-    return "\n".join(lines) + "\n"
+
+
+def ablations(result: dict) -> str:
+    """The table without speeds: hours of runs are seldom alone on a machine."""
+    return table(result, without=("tokens/s",))
 
 
 def verdict(result: dict) -> str:
@@ -74,19 +93,40 @@ def verdict(result: dict) -> str:
     )
 
 
+def large(result: dict) -> str:
+    """The comparison on the large base, with the machine that it ran on."""
+    machine = result["machine"]
+    where = machine["cpu"] if machine["platform"] == "cpu" else machine["device"]
+    steps = result["config"]["train"]["steps"]
+    return f"{table(result)}\n{verdict(result)}Measured on: {where}; {result['mode']} comparison of {steps} steps.\n"
+
+
 def sections(results: dict[str, dict]) -> dict[Path, dict[str, str]]:
     """What stands between which markers of which page."""
     default = results["default"]
-    more = table(results["ablations"]) if "ablations" in results else NOT_RUN
     return {
         README: {"side-by-side": side_by_side(default)},
-        PAGE: {"comparison": f"{table(default)}\n{verdict(default)}", "ablations": more},
+        PAGE: {
+            "comparison": f"{table(default)}\n{verdict(default)}",
+            "ablations": ablations(results["ablations"]) if "ablations" in results else NOT_RUN,
+            "large": large(results["large"]) if "large" in results else NOT_RUN,
+        },
     }
 
 
 def stored() -> dict[str, dict]:
-    """The committed results by their mode."""
-    return {mode: json.loads(file.read_text()) for mode, file in FILES.items() if file.exists()}
+    """The committed results, by keys of FILES."""
+    return {kind: json.loads(file.read_text()) for kind, file in FILES.items() if file.exists()}
+
+
+def kind_of(result: dict) -> str:
+    """A key of FILES. Raises ValueError where the pages have no place for such a comparison."""
+    base, mode = result["config"]["model"]["path"], result["mode"]
+    if base == LARGE_BASE:
+        return "large"
+    if base == DEMO_BASE and mode in FILES:
+        return mode
+    raise ValueError(f"a {mode} comparison of {base}: expected three seeds of {DEMO_BASE}, or one of {LARGE_BASE}")
 
 
 def main() -> None:
@@ -95,9 +135,10 @@ def main() -> None:
     file = parser.parse_args().result
     if file is not None:
         result = json.loads(file.read_text())
-        if result["mode"] not in FILES:
-            parser.error(f"{file} is of a {result['mode']} comparison: expected one with three seeds")
-        FILES[result["mode"]].write_text(json.dumps(result, indent=1) + "\n")
+        try:
+            FILES[kind_of(result)].write_text(json.dumps(result, indent=1) + "\n")
+        except ValueError as error:
+            parser.error(f"{file} is {error}")
     for page, parts in sections(stored()).items():
         for name, text in parts.items():
             fill_part(page, name, text)

@@ -4,6 +4,7 @@
     python scripts/make_demo_base.py --held-out     only demo/heldout.jsonl, the passages that the base has not seen
     python scripts/make_demo_base.py --large        runs/large_base/base of 113M parameters, for compare.py on a GPU
 
+Fields of the training run can be changed, as in --config.train.steps=100.
 The text is `pydoc_data.topics` (the language reference) and the docstrings of the standard library, for the large base
 the library's source files. The weights are trained by this project's own method=full: `configs/demo_base.py` and
 `configs/large_base.py`. Another Python carries another text: with --held-out it must be the one that
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -30,6 +31,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from qlora_jax.cli.errors import reports_errors
 from qlora_jax.data import split_rows
 from qlora_jax.train.config import load_config
 
@@ -137,23 +139,25 @@ class Recipe:
         return self.geometry["max_position_embeddings"]
 
 
-def main() -> None:
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
     """Text, tokenizer, training, and the model folder; or the held-out passages alone."""
     parser = argparse.ArgumentParser(description="Make the demo's base.")
     parser.add_argument("--held-out", action="store_true", help="only the held-out passages of the base that there is")
     parser.add_argument("--large", action="store_true", help="a base of 113M parameters in runs/large_base, on a GPU")
-    options = parser.parse_args()
+    options, overrides = parser.parse_known_args(argv)
     recipe = LARGE if options.large else DEMO
+    load_config(recipe.config, overrides)  # refuses what is no field, before anything is deleted
     texts = collect(recipe.read)
     if options.held_out:
         tokenizer = Tokenizer.from_file(str(recipe.base / "tokenizer.json"))
         write_held_out(recipe, passages(texts, tokenizer, recipe.positions))
-    else:
-        make_base(recipe, texts)
+        return 0
+    return make_base(recipe, texts, overrides)
 
 
-def make_base(recipe: Recipe, texts: list[str]) -> None:
-    """Trains tokenizer and model, and publishes them."""
+def make_base(recipe: Recipe, texts: list[str], overrides: list[str]) -> int:
+    """Trains tokenizer and model, and publishes them; `overrides` and the exit code are train.py's."""
     start = recipe.work / "start"
     shutil.rmtree(recipe.work, ignore_errors=True)
     start.mkdir(parents=True)
@@ -163,9 +167,11 @@ def make_base(recipe: Recipe, texts: list[str]) -> None:
     write_rows(recipe.work / "corpus.jsonl", rows)
     write_held_out(recipe, rows)
     print(f"{len(texts)} texts, {sum(map(len, texts)):,} characters, {len(rows)} rows")
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(recipe.config)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    publish(recipe, sum(map(len, texts)))
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(recipe.config), *overrides]
+    code = subprocess.run(command, cwd=ROOT).returncode
+    if code == 0:
+        publish(recipe, sum(map(len, texts)))
+    return code
 
 
 def write_held_out(recipe: Recipe, rows: Iterable[str]) -> None:
@@ -308,4 +314,4 @@ LARGE = Recipe(
 )
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
