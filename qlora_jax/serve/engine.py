@@ -21,7 +21,7 @@ from qlora_jax.serve.view import State, View, adapter_views, slot_views
 log = logging.getLogger("qlora_jax.serve")
 # How many names an error lists.
 LISTED = 20
-# Steps that may fail one after another before the engine gives up.
+# Steps that may fail, with no request answered in between, before the engine gives up.
 FAULTS = 3
 
 
@@ -183,14 +183,14 @@ class Engine:
             log.exception("The engine could not compile its programs")
             return self._end("dead", f"{type(error).__name__}: {error}")
         self._become("serving")
-        faults = 0
+        faults = answered = 0
         while self._awaited():
             try:
                 busy = self._scheduler.step()
-                faults = 0 if busy else faults
             except Exception as error:
-                faults += 1
                 busy = True
+                before, answered = answered, self._scheduler.answered
+                faults = faults + 1 if answered == before else 1
                 log.exception("A step failed")
                 if not self._recovered(error, faults):
                     return

@@ -25,6 +25,7 @@ class Job:
       pieces: what is still to be read of the prompt.
       scores: the prompt's tokens, where they are asked for.
       drawn: how many new tokens there are. last: the last of them.
+      ahead: how many more are being drawn, 1 at most between two steps.
       began: when it got its row.
     """
 
@@ -38,12 +39,18 @@ class Job:
     scores: list[Token] = dataclasses.field(default_factory=list)
     drawn: int = 0
     last: int = 0
+    ahead: int = 0
     began: float = 0.0
 
     @property
     def prompt(self) -> np.ndarray:
         """The prompt's ids as int32."""
         return np.asarray(self.request.prompt, np.int32)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it has its first token, and still a token to draw that is not being drawn."""
+        return self.drawn > 0 and self.drawn + self.ahead < self.request.max_new_tokens
 
     def tell(self, event: Event) -> None:
         """Hands an event on. A listener that raises hears no more: nobody else's request shall suffer for it."""

@@ -18,13 +18,15 @@ from qlora_jax.models.decoder import Decoder
 TOP_LOGPROBS = 20
 # Tokens of a prompt whose scores over the vocabulary exist at once, where the prompt is scored.
 SCORED_AT_ONCE = 16
+# In the place of a token that the host does not know yet: the one that the step before has drawn for this row.
+DRAWN_BEFORE = -1
 
 
 class Rows(NamedTuple):
     """What the rows of a step are given.
 
     Attributes:
-      tokens: int32, the row's last token, which is read now.
+      tokens: int32, the row's last token, which is read now, or DRAWN_BEFORE.
       lengths: how many tokens of the row are in the cache; as many as it has room for where the row does nothing.
       slots: the adapter's place in the stacks, 0 for none.
       seeds: the two words of a request's seed.
@@ -66,10 +68,15 @@ def with_adapters(graphdef: nnx.GraphDef, base: Any, stacks: dict[str, AdapterSt
     return model
 
 
-def decode(graphdef, base, stacks, k, v, rows: Rows) -> tuple[Array, Array, Drawn]:
-    """Reads every row's last token and draws the next one. The cache's k and v are written in place."""
+def decode(graphdef, base, stacks, k, v, before: Int[Array, " B"], rows: Rows) -> tuple[Array, Array, Drawn]:
+    """Reads every row's last token and draws the next one. The cache's k and v are written in place.
+
+    Args:
+      before: the tokens that the step before has drawn, for rows whose own are DRAWN_BEFORE.
+    """
     model = with_adapters(graphdef, base, stacks, rows.slots)
-    hidden, cache = model.step(rows.tokens[:, None], Cache(k, v, rows.lengths))
+    tokens = jnp.where(rows.tokens == DRAWN_BEFORE, before, rows.tokens)
+    hidden, cache = model.step(tokens[:, None], Cache(k, v, rows.lengths))
     return cache.k, cache.v, draw(model.logits(hidden[:, 0]), rows)
 
 

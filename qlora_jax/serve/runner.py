@@ -109,7 +109,8 @@ class Runner:
         # Placed by name, as what the programs give is: JAX compiles anew for arrays that are not.
         cache = empty_cache(self.config, self.rows, self.length, self.dtype)
         stacks = empty_stacks(self.config, self.slots + 1, self.rank, self.dtype)
-        self.k, self.v, self.stacks = jax.device_put((cache.k, cache.v, stacks), jax.local_devices()[0])
+        start = cache.k, cache.v, stacks, jnp.zeros(self.rows, jnp.int32)
+        self.k, self.v, self.stacks, self._drawn = jax.device_put(start, jax.local_devices()[0])
 
     def warm_up(self) -> None:
         """Compiles every program that serving will need, and leaves no trace in the cache's rows or the stacks."""
@@ -131,17 +132,21 @@ class Runner:
         return found
 
     def prefill(self, row: int, prompt: np.ndarray, piece: Piece, rows: Rows, *, scored: bool) -> tuple[Drawn, Scores]:
-        """Reads a piece of a prompt into a row; gives the token after it, and the piece's scores if asked for."""
+        """Starts to read a piece of a prompt into a row: gives the token after it, and the piece's scores if asked for.
+
+        As with `decode`, the arrays may still be on their way: `fetch` waits for them.
+        """
         tokens = padded(prompt[piece.start : piece.end], piece.size)[None]
         targets = padded(prompt[piece.start + 1 : piece.end + 1], piece.size)
         numbers = np.int32(row), tokens, np.int32(piece.end - piece.start), rows, targets, np.bool_(scored)
         self.k, self.v, drawn, scores = self._programs.prefill(self.base, self.stacks, self.k, self.v, *numbers)
-        return jax.device_get((drawn, scores if scored else None))
+        return drawn, scores
 
     def decode(self, rows: Rows) -> Drawn:
-        """Reads every row's last token and gives the next."""
-        self.k, self.v, drawn = self._programs.decode(self.base, self.stacks, self.k, self.v, rows)
-        return jax.device_get(drawn)
+        """Starts to read every row's last token and gives the next."""
+        self.k, self.v, drawn = self._programs.decode(self.base, self.stacks, self.k, self.v, self._drawn, rows)
+        self._drawn = drawn.tokens
+        return drawn
 
     def install(self, slot: int, adapter: Mapping[str, Weights]) -> None:
         """Puts an adapter into a slot of the stacks; layers that it lacks get zeros."""
@@ -153,6 +158,11 @@ class Runner:
     def clear(self, row: int) -> None:
         """Empties a row of the cache."""
         self.k, self.v = self._programs.clear(self.k, self.v, np.int32(row))
+
+
+def fetch(arrays: Any) -> Any:
+    """Arrays of the device in host memory, once they are there."""
+    return jax.device_get(arrays)
 
 
 def padded(ids: np.ndarray, size: int) -> np.ndarray:

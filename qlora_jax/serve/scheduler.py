@@ -1,6 +1,7 @@
 """What happens between two steps, and what is in them: requests get rows and adapters, prompts are read, texts grow."""
 
 import collections
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
@@ -12,16 +13,35 @@ from qlora_jax.serve.adapters import AdapterStore
 from qlora_jax.serve.adapters.device import DeviceSlots
 from qlora_jax.serve.adapters.reading import HostAdapter
 from qlora_jax.serve.job import BASE, Job, Row, best_row, cancelled, prompt_scored
-from qlora_jax.serve.programs import Drawn, Rows, Scores
+from qlora_jax.serve.programs import DRAWN_BEFORE, Drawn, Rows, Scores
 from qlora_jax.serve.queue import FairQueue
 from qlora_jax.serve.request import Finished, Refused, Token
-from qlora_jax.serve.runner import Runner, idle_rows
+from qlora_jax.serve.runner import Piece, Runner, fetch, idle_rows
 
 COUNTERS = (
     *("requests", "prompt_tokens", "cached_tokens", "tokens", "steps", "installs"),
     *("stop", "length", "cancelled", "failed"),
 )
 UNSOUND = "the model's scores are not finite here: the adapter's weights are too large for the number format"
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A step that draws tokens, perhaps still under way, and the jobs whose they are."""
+
+    drawn: Drawn
+    jobs: list[tuple[Row, Job]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A piece of a prompt that is being read, where it gives something that is wanted."""
+
+    row: Row
+    job: Job
+    piece: Piece
+    drawn: Drawn
+    scores: Scores
 
 
 class Scheduler:
@@ -45,20 +65,31 @@ class Scheduler:
         self.counters = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.seconds = 1.0
         self._reading: collections.deque[Row] = collections.deque()
+        self._under_way: Written | None = None
 
     def step(self) -> bool:
-        """One piece of one prompt and one token for every text; False where there was nothing to do."""
+        """One piece of one prompt and one token for every text; False where there was nothing to do.
+
+        The device gets its next work before the tokens of the last step are looked at, and need not wait for us. A text
+        that turns out to have ended is thereby written one token too far, which nobody sees: the row's length says
+        what counts.
+        """
         self._drop_cancelled()
         while self._admit():
             pass
         busy = any(row.job for row in self.rows)
-        if self._reading:
-            self._read(self._reading[0])
-            self._reading.rotate(-1)
-        writing = [row for row in self.rows if row.job and not row.job.pieces]
-        if writing:
-            self._write(writing)
+        read, written = self._read(), self._write()
+        if self._under_way:
+            self._hand_on(self._under_way)
+        self._under_way = written
+        if read:
+            self._have_read(read)
         return busy
+
+    @property
+    def answered(self) -> int:
+        """How many requests have come to their own end."""
+        return self.counters["stop"] + self.counters["length"]
 
     def fail(self, error: str, *, waiting: bool) -> None:
         """Ends all running requests, and the waiting ones too where asked for, and forgets what is on the device."""
@@ -66,6 +97,7 @@ class Scheduler:
             if row.job:
                 self._finish(row, "failed", error)
             row.key, row.tokens = "", []
+        self._under_way = None
         for number in range(1, len(self.device.slots) + 1):
             self.device.empty(number)
         with self.lock:
@@ -164,33 +196,57 @@ class Scheduler:
         self._reading.append(row)
         self._count("cached_tokens", shared)
 
-    def _read(self, row: Row) -> None:
+    def _read(self) -> Read | None:
+        """Starts to read a piece of a prompt, each prompt in turn; None where nothing is to be had from it."""
+        if not self._reading:
+            return None
+        row = self._reading[0]
+        self._reading.rotate(-1)
         job = row.job
         assert job
-        piece = job.pieces.pop(0)
-        prompt, scored = job.request.prompt, job.request.score_prompt
-        drawn, scores = self.runner.prefill(row.index, job.prompt, piece, self._rows([row]), scored=scored)
-        row.tokens.extend(prompt[piece.start : piece.end])
+        piece, scored = job.pieces.pop(0), job.request.score_prompt
+        drawn, scores = self.runner.prefill(row.index, job.prompt, piece, self._inputs(1, {0: row}), scored=scored)
+        row.tokens.extend(job.request.prompt[piece.start : piece.end])
         self._count("prompt_tokens", piece.end - piece.start)
-        if scored:
-            following = prompt[piece.start + 1 : piece.end + 1]
+        return Read(row, job, piece, drawn, scores) if scored or not job.pieces else None
+
+    def _have_read(self, read: Read) -> None:
+        """Takes the scores of a piece, and after the last one the first new token."""
+        row, job, piece = read.row, read.job, read.piece
+        drawn, scores = fetch((read.drawn, read.scores))
+        if job.request.score_prompt:
+            following = job.request.prompt[piece.start + 1 : piece.end + 1]
             job.scores += [_token(job, token, scores, place) for place, token in enumerate(following)]
         if job.pieces:
             return
         self._reading.remove(row)
-        if scored:
+        if job.request.score_prompt:
             job.tell(prompt_scored(job))
         if job.request.max_new_tokens == 0:
             self._finish(row, "length")
         else:
             self._drawn(row, drawn, 0)
 
-    def _write(self, writing: list[Row]) -> None:
-        drawn = self.runner.decode(self._rows(self.rows))
+    def _write(self) -> Written | None:
+        """Starts to draw a token for every text; None where there is none."""
+        jobs = [(row, row.job) for row in self.rows if row.job and row.job.writes]
+        if not jobs:
+            return None
+        drawn = self.runner.decode(self._inputs(len(self.rows), {row.index: row for row, _ in jobs}))
         self._count("steps")
-        for row in writing:
-            assert row.job
-            row.tokens.append(row.job.last)
+        for _, job in jobs:
+            job.ahead += 1
+        return Written(drawn, jobs)
+
+    def _hand_on(self, written: Written) -> None:
+        """Hands on the tokens of a step to those jobs that have not ended since."""
+        jobs = [(row, job) for row, job in written.jobs if row.job is job]
+        if not jobs:
+            return
+        drawn = fetch(written.drawn)
+        for row, job in jobs:
+            job.ahead -= 1
+            row.tokens.append(job.last)
             self._drawn(row, drawn, row.index)
 
     def _drawn(self, row: Row, drawn: Drawn, place: int) -> None:
@@ -223,12 +279,12 @@ class Scheduler:
         self._count(reason)
         job.tell(Finished(reason, job.cached, error, **more))
 
-    def _rows(self, rows: Sequence[Row]) -> Rows:
-        """What the device is told of rows: of the one whose prompt is read, or of all, of which some write."""
-        given = idle_rows(len(rows), self.runner.length)
-        for place, row in enumerate(rows):
-            if row.job and (len(rows) == 1 or not row.job.pieces):
-                _fill(given, place, row, row.job)
+    def _inputs(self, places: int, rows: dict[int, Row]) -> Rows:
+        """What the device is told of rows by their places; the other places do nothing."""
+        given = idle_rows(places, self.runner.length)
+        for place, row in rows.items():
+            assert row.job
+            _fill(given, place, row, row.job)
         return given
 
     def _count(self, name: str, by: int = 1) -> None:
@@ -238,12 +294,13 @@ class Scheduler:
 
 def _fill(given: Rows, place: int, row: Row, job: Job) -> None:
     sampling: RowSampling = given.sampling
-    given.tokens[place], given.lengths[place], given.slots[place] = job.last, len(row.tokens), job.slot
+    given.tokens[place] = DRAWN_BEFORE if job.ahead else job.last
+    given.lengths[place], given.slots[place] = len(row.tokens) + job.ahead, job.slot
     sampling.temperature[place] = job.request.sampling.temperature
     sampling.top_k[place], sampling.top_p[place] = job.request.sampling.top_k, job.request.sampling.top_p
     seed = job.request.seed % 2**64
     given.seeds[place] = (seed >> 32, seed & 0xFFFFFFFF)
-    given.drawn[place], given.scored[place] = job.drawn, _wants_scores(job)
+    given.drawn[place], given.scored[place] = job.drawn + job.ahead, _wants_scores(job)
 
 
 def _wants_scores(job: Job) -> bool:
