@@ -68,6 +68,9 @@ TILES = {
     90: _tiles(1056, *_WGMMA),
 }
 
+# The most rows of x that are multiplied in one kernel anywhere: a step of generation, not of training.
+FEW_ROWS = max(tiles.matmul[-1].tokens for tiles in TILES.values())
+
 
 def tiles_for(capability: int | None) -> Tiles:
     """The sizes for a compute capability of at least 80, or those of the newest architecture before it."""

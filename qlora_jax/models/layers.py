@@ -10,12 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from qlora_jax.int8 import Int8Tensor
 from qlora_jax.kernels import int8_matmul, nf4_matmul, nf4_matmul_group
+from qlora_jax.kernels.tiles import FEW_ROWS
 from qlora_jax.lora.init import key_for
 from qlora_jax.models.host_table import HostTable
 from qlora_jax.models.storage import slice_rows, take_rows
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
-
-FEW_ROWS = 64
 
 
 class Frozen(nnx.Variable):
