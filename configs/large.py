@@ -2,7 +2,7 @@
 
 Command: python scripts/train.py --config configs/large.py
          python scripts/compare.py --config configs/large.py --out runs/compare-large
-GPU:     one with 8 GB
+GPU:     one of 4 GB or more
 Time:    not measured yet
 """
 

@@ -1,7 +1,7 @@
 """A base of 113M parameters, trained from random weights on the Python library's sources, for a comparison on a GPU.
 
 Command: python scripts/make_demo_base.py --large
-GPU:     one with 16 GB
+GPU:     one of 4 GB or more
 Time:    not measured yet
 """
 
