@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from qlora_jax.cli.sizes import size
+from qlora_jax.io.device import device_memory
 from qlora_jax.memory.advice import changes
 from qlora_jax.memory.plan import Breakdown, plan
 from qlora_jax.models.config import ModelConfig
@@ -19,13 +20,6 @@ SHOWN = 3
 
 class OutOfMemory(RuntimeError):
     """The device has no memory left. The message says what takes it and what to change."""
-
-
-def device_memory() -> int | None:
-    """Bytes that JAX may use on the GPU; None where there is none."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() if device.platform == "gpu" else None
-    return stats.get("bytes_limit") if stats else None
 
 
 def warn_if_too_large(config: Config, geometry: ModelConfig) -> None:

@@ -52,7 +52,7 @@ class Engine:
       queue: requests that may wait for a slot.
 
     Raises:
-      ValueError: a size below 1, or texts longer than the model was made for.
+      ValueError: a size below 1, texts longer than the model was made for, or more than the GPU has room for.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Engine:
         runner = Runner(
             graphdef, state, config, rows=slots, max_length=max_length, slots=max_loras, rank=adapters.limits.rank
         )
+        log.info(f"memory on the device: {runner.needs}, and each step's own")
         self._lock = threading.Condition()
         self._scheduler = Scheduler(runner, adapters, FairQueue(queue), self._lock, stop_ids)
         self._state: State = "starting"

@@ -14,6 +14,7 @@ from qlora_jax.models.cache import empty_cache
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.parameters import STACK, parameter_specs
 from qlora_jax.serve import programs
+from qlora_jax.serve.memory import check_room, needs_of
 from qlora_jax.serve.programs import SCORED_AT_ONCE, Drawn, Rows, Scores
 
 SMALLEST_PIECE = SCORED_AT_ONCE
@@ -74,6 +75,12 @@ class Runner:
       max_length: tokens of the longest text.
       slots: adapters that the device holds at once.
       rank: the largest rank of an adapter.
+
+    Attributes:
+      needs: what all this takes of the device's memory.
+
+    Raises:
+      ValueError: more than the device has.
     """
 
     def __init__(
@@ -97,6 +104,8 @@ class Runner:
         self._programs = Programs.of(graphdef)
         self._compiled_before = self._programs.compiled
         self.dtype = nnx.merge(graphdef, *self.base).embed_tokens.weight.get_value().dtype
+        self.needs = needs_of(self.base, *jax.eval_shape(self._empty))
+        check_room(self.needs)
         self.reset()
 
     @property
@@ -107,10 +116,13 @@ class Runner:
     def reset(self) -> None:
         """Empty cache and no adapters, as at the start, or after a program has failed and taken its arguments along."""
         # Placed by name, as what the programs give is: JAX compiles anew for arrays that are not.
+        start = *self._empty(), jnp.zeros(self.rows, jnp.int32)
+        (self.k, self.v), self.stacks, self._drawn = jax.device_put(start, jax.local_devices()[0])
+
+    def _empty(self) -> tuple[tuple[jax.Array, jax.Array], dict[str, AdapterStack]]:
+        """Keys and values of no text, and stacks without adapters."""
         cache = empty_cache(self.config, self.rows, self.length, self.dtype)
-        stacks = empty_stacks(self.config, self.slots + 1, self.rank, self.dtype)
-        start = cache.k, cache.v, stacks, jnp.zeros(self.rows, jnp.int32)
-        self.k, self.v, self.stacks, self._drawn = jax.device_put(start, jax.local_devices()[0])
+        return (cache.k, cache.v), empty_stacks(self.config, self.slots + 1, self.rank, self.dtype)
 
     def warm_up(self) -> None:
         """Compiles every program that serving will need, and leaves no trace in the cache's rows or the stacks."""
