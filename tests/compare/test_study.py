@@ -50,6 +50,12 @@ def test_the_runs_of_a_method_are_ordinary_ones(study, tmp_path):
     assert search[0].folder == tmp_path / "out/search/qlora-0.001"
 
 
+def test_only_weights_that_are_trained_are_kept_in_float32(tmp_path):
+    study = Study(dataclasses.replace(CONFIG, model=ModelSection(path="base", dtype="bf16")), tmp_path, "default")
+    dtypes = {method.name: study.finals(method, 1e-2)[0].config.model.dtype for method in study.methods}
+    assert dtypes == {"qlora": "bf16", "lora": "bf16", "full": "fp32"}
+
+
 def test_in_a_hurry_one_seed_trains_less(tmp_path):
     train = dataclasses.replace(CONFIG.train, steps=None, epochs=2.0)
     study = Study(dataclasses.replace(CONFIG, train=train), tmp_path, "quick")
