@@ -27,6 +27,7 @@ def write_comparison(out: Path, result: Result) -> Path:
         facts=facts(result),
         memory=memory_charts(result["memory"]),
         quality=quality_charts(result["rows"]),
+        ablations=ablation_charts(result["rows"]),
         cost=cost_charts(result["rows"]),
         curves=curves(result["rows"]),
         columns=("method", "rate", "trained", "held-out loss", "exact match", "gain kept", "tokens/s", "step's peak"),
@@ -81,10 +82,10 @@ def bar_chart(title: str, rows: Sequence[Result], name: str, form: str, note: st
     """The chart of one figure, the seeds' range beside each bar; none where no row has the figure."""
     bars = [
         Bar(
-            name=TITLES[row["method"]],
+            name=str(TITLES.get(row["method"], row["title"])),
             value=max(row[name], 0),
             words=form.format(row[name]) + range_of(row["spread"].get(name), form),
-            style=STYLES[row["method"]],
+            style=STYLES.get(row["method"], "fourth"),
         )
         for row in rows
         if row[name] is not None
@@ -100,6 +101,21 @@ def quality_charts(rows: Sequence[Result]) -> list[BarChart]:
         *bar_chart("Gain kept", shown, "gain_kept", "{:.1%}", kept),
         *bar_chart("Held-out loss", shown, "heldout_loss", "{:.4f}", "Nats per scored token; shorter is better."),
         *bar_chart("Exact match", shown, "exact_match", "{:.1%}", "Whole answers that are right."),
+    ]
+
+
+def ablation_charts(rows: Sequence[Result]) -> list[BarChart]:
+    """The ablations beside LoRA and QLoRA, those with the same adapters and those with others; no chart without any."""
+    if len(rows) == len(main_rows(rows)):
+        return []
+    own = next(row["trainable"] for row in rows if row["method"] == "qlora")
+    adapters = [row for row in rows if row["method"] not in ("base", "full")]
+    same = [row for row in adapters if row["trainable"] == own]
+    others = [row for row in adapters if row["trainable"] != own or row["method"] == "qlora"]
+    note = "Held-out loss, nats per scored token; shorter is better."
+    return [
+        *bar_chart("Storage of the base", same, "heldout_loss", "{:.4f}", note),
+        *bar_chart("Ranks and layers of the adapters", others, "heldout_loss", "{:.4f}", note),
     ]
 
 

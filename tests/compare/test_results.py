@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from qlora_jax.compare.report import write_comparison
+from qlora_jax.compare.report import ablation_charts, write_comparison
 from qlora_jax.compare.results import comparison, share
 from qlora_jax.compare.study import Study, outcomes
 from tests.compare.study import CONFIG, Trainer, silent
@@ -86,6 +86,20 @@ def test_the_page_shows_it(result, tmp_path):
     widths = [float(width) for width in re.findall(r"width: ([\d.]+)%", page)]
     assert max(widths) == 100 and 50.0 in widths  # LoRA's weights beside the full ones
     assert "<script" not in page and not re.search(r"(?:src|href|action)=|url\(|@import|https?://", page)
+
+
+def test_the_page_of_ablations_shows_each_beside_what_it_changes(tmp_path):
+    study = Study(CONFIG, tmp_path / "out", "ablations")
+    result = comparison(study, list(outcomes(study, Trainer(), silent)), MEMORY, ABOUT)
+    adapters = {row["method"]: row for row in result["rows"]}
+    adapters["qlora-qv"]["trainable"] += 1  # the trainer gives all methods the same
+    storage, others = ablation_charts(result["rows"])
+    assert [bar.name for bar in storage.bars[:3]] == ["LoRA", "QLoRA", "QLoRA, no double quantization"]
+    assert [bar.name for bar in others.bars] == ["QLoRA", "QLoRA on q and v only"]
+    assert len(storage.bars) + len(others.bars) == len(adapters) - 2 + 1  # QLoRA is in both
+    page = write_comparison(tmp_path, result).read_text()
+    assert page.index("Storage of the base") < page.index("Ranks and layers of the adapters")
+    assert ablation_charts(result["rows"][:4]) == []
 
 
 def test_a_run_without_exact_matches_has_none(tmp_path):
