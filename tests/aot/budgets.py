@@ -92,7 +92,7 @@ def serve_step() -> Program:
     cache = jax.eval_shape(lambda: empty_cache(geometry, 16, 1024 + SMALLEST_PIECE, "bfloat16"))
     stacks = jax.eval_shape(lambda: empty_stacks(geometry, 9, 16, "bfloat16"))
     rows = jax.eval_shape(lambda: idle_rows(16, cache.k.shape[3]))
-    return Programs(graphdef).decode, ((base,), stacks, cache.k, cache.v, rows)
+    return Programs(graphdef).decode, ((base,), stacks, cache.k, cache.v, rows.tokens, rows)
 
 
 def stack(n: int = 4096, k: int = 4096, dtype: str = "bfloat16") -> NF4Tensor:
