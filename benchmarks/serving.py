@@ -78,6 +78,12 @@ def sizes_for(platform: str, smoke: bool) -> Sizes:
     return Sizes(config=config, dtype="bfloat16", prompt=512, new=128, rank=16, rounds=5, max_length=1024)
 
 
+def no_size(sizes: Sizes) -> Sizes:
+    """The same with a model so small that a step is nearly the host's work alone."""
+    config = dataclasses.replace(read_config(ROOT / "benchmarks" / "gpu" / "smoke.json"), max_position=512)
+    return dataclasses.replace(sizes, config=config, dtype="float32", prompt=9, new=200, rank=4, max_length=256)
+
+
 class Watch:
     """A listener that notes when each token came, by `clock`."""
 
@@ -190,6 +196,15 @@ def measure(bench: Bench, results: Results, platform: str) -> None:
     add("programs compiled in warm-up", compiled, "programs")
 
 
+def overhead(bench: Bench, add: "Rows") -> None:
+    """A step of a model of no size: what the host does, beside which the device has to find its work."""
+    engine = bench.engine(BATCH)
+    mixed = [bench.names[i % ADAPTERS] for i in range(BATCH)]
+    rates = [bench.ask(engine, mixed)[0] for _ in range(bench.sizes.rounds + 1)]
+    engine.close()
+    add(f"step of a model of no size, batch {BATCH}", 1e3 * BATCH / max(rates), "ms", note="wall-clock time")
+
+
 class Rows:
     """Adds rows of this benchmark; bars count where there is a GPU."""
 
@@ -258,8 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results(options.out or RESULTS / name, machine, versions(), smoke=options.smoke)
     results.begin(JOB)
     clock = time.process_time if platform == "cpu" else time.perf_counter
+    sizes = sizes_for(platform, options.smoke)
     with tempfile.TemporaryDirectory() as folder:
-        measure(Bench(sizes_for(platform, options.smoke), Path(folder), clock), results, platform)
+        measure(Bench(sizes, Path(folder), clock), results, platform)
+    with tempfile.TemporaryDirectory() as folder:
+        overhead(Bench(no_size(sizes), Path(folder), time.perf_counter), Rows(results, bars=False))
     results.add(make_row(JOB, "share of the cores that other processes used meanwhile", busy(), "of 1"))
     if results.path == RESULTS / "serving-cpu.json":
         fill_part(PAGE, "serving-table", table(results.rows))

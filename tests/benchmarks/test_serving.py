@@ -18,6 +18,7 @@ def test_a_smoke_run_measures_everything(tmp_path):
         "adapter from disk into host memory",
         "adapter from host memory into a slot",
         "programs compiled in warm-up",
+        "step of a model of no size, batch 16",
         "share of the cores that other processes used meanwhile",
     ]
     assert all(row["smoke"] and row["bar"] is None for row in rows.values())
