@@ -6,17 +6,15 @@ import threading
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
-from qlora_jax.generate.sampling import RowSampling
 from qlora_jax.serve.adapters import AdapterStore
 from qlora_jax.serve.adapters.device import DeviceSlots
 from qlora_jax.serve.adapters.reading import HostAdapter
 from qlora_jax.serve.job import BASE, Job, Row, best_row, cancelled, prompt_scored
-from qlora_jax.serve.programs import DRAWN_BEFORE, Drawn, Rows, Scores
+from qlora_jax.serve.programs import Drawn, Scores
 from qlora_jax.serve.queue import FairQueue
-from qlora_jax.serve.request import Finished, Refused, Token
-from qlora_jax.serve.runner import Piece, Runner, fetch, idle_rows
+from qlora_jax.serve.request import Finished, Refused
+from qlora_jax.serve.runner import Piece, Runner, fetch
+from qlora_jax.serve.translate import inputs_of, token_of, wants_scores
 
 COUNTERS = (
     *("requests", "prompt_tokens", "cached_tokens", "tokens", "steps", "installs"),
@@ -205,7 +203,9 @@ class Scheduler:
         job = row.job
         assert job
         piece, scored = job.pieces.pop(0), job.request.score_prompt
-        drawn, scores = self.runner.prefill(row.index, job.prompt, piece, self._inputs(1, {0: row}), scored=scored)
+        drawn, scores = self.runner.prefill(
+            row.index, job.prompt, piece, inputs_of({0: row}, 1, self.runner.length), scored=scored
+        )
         row.tokens.extend(job.request.prompt[piece.start : piece.end])
         self._count("prompt_tokens", piece.end - piece.start)
         return Read(row, job, piece, drawn, scores) if scored or not job.pieces else None
@@ -216,7 +216,7 @@ class Scheduler:
         drawn, scores = fetch((read.drawn, read.scores))
         if job.request.score_prompt:
             following = job.request.prompt[piece.start + 1 : piece.end + 1]
-            job.scores += [_token(job, token, scores, place) for place, token in enumerate(following)]
+            job.scores += [token_of(job, token, scores, place) for place, token in enumerate(following)]
         if job.pieces:
             return
         self._reading.remove(row)
@@ -232,7 +232,7 @@ class Scheduler:
         jobs = [(row, row.job) for row in self.rows if row.job and row.job.writes]
         if not jobs:
             return None
-        drawn = self.runner.decode(self._inputs(len(self.rows), {row.index: row for row, _ in jobs}))
+        drawn = self.runner.decode(inputs_of({row.index: row for row, _ in jobs}, len(self.rows), self.runner.length))
         self._count("steps")
         for _, job in jobs:
             job.ahead += 1
@@ -259,12 +259,12 @@ class Scheduler:
             row.key, row.tokens = "", []
             self._finish(row, "failed", UNSOUND, refused=True)
         elif token in self.stop_ids:
-            ended = _token(job, token, drawn.scores, place) if _wants_scores(job) else None
+            ended = token_of(job, token, drawn.scores, place) if wants_scores(job) else None
             self._finish(row, "stop", token=ended)
         else:
             job.last, job.drawn = token, job.drawn + 1
             self._count("tokens")
-            job.tell(_token(job, token, drawn.scores, place))
+            job.tell(token_of(job, token, drawn.scores, place))
             if job.drawn == job.request.max_new_tokens:
                 self._finish(row, "length")
 
@@ -279,39 +279,6 @@ class Scheduler:
         self._count(reason)
         job.tell(Finished(reason, job.cached, error, **more))
 
-    def _inputs(self, places: int, rows: dict[int, Row]) -> Rows:
-        """What the device is told of rows by their places; the other places do nothing."""
-        given = idle_rows(places, self.runner.length)
-        for place, row in rows.items():
-            assert row.job
-            _fill(given, place, row, row.job)
-        return given
-
     def _count(self, name: str, by: int = 1) -> None:
         with self.lock:
             self.counters[name] += by
-
-
-def _fill(given: Rows, place: int, row: Row, job: Job) -> None:
-    sampling: RowSampling = given.sampling
-    given.tokens[place] = DRAWN_BEFORE if job.ahead else job.last
-    given.lengths[place], given.slots[place] = len(row.tokens) + job.ahead, job.slot
-    sampling.temperature[place] = job.request.sampling.temperature
-    sampling.top_k[place], sampling.top_p[place] = job.request.sampling.top_k, job.request.sampling.top_p
-    seed = job.request.seed % 2**64
-    given.seeds[place] = (seed >> 32, seed & 0xFFFFFFFF)
-    given.drawn[place], given.scored[place] = job.drawn + job.ahead, _wants_scores(job)
-
-
-def _wants_scores(job: Job) -> bool:
-    return job.request.top_logprobs is not None or job.request.score_prompt
-
-
-def _token(job: Job, token: int, scores: Scores, place: int) -> Token:
-    """A token as its request wants to have it: with log probabilities, or without."""
-    if not _wants_scores(job):
-        return Token(token)
-    count = job.request.top_logprobs or 0
-    ids, values = np.asarray(scores.top_ids[place, :count]), np.asarray(scores.top_logprobs[place, :count])
-    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Token(token, float(scores.logprobs[place]), top)
