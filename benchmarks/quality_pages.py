@@ -121,6 +121,8 @@ def stored() -> dict[str, dict]:
 
 def kind_of(result: dict) -> str:
     """A key of FILES. Raises ValueError where the pages have no place for such a comparison."""
+    if not {"config", "mode", "rows"} <= result.keys():
+        raise ValueError("no compare.json: give the file that scripts/compare.py leaves in its --out")
     base, mode = result["config"]["model"]["path"], result["mode"]
     if base == LARGE_BASE:
         return "large"

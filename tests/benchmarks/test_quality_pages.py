@@ -6,7 +6,7 @@ from benchmarks.quality_pages import FILES, kind_of, stored, table
 
 
 def comparison(base: str, mode: str) -> dict:
-    return {"mode": mode, "config": {"model": {"path": base}}}
+    return {"mode": mode, "config": {"model": {"path": base}}, "rows": []}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,11 @@ def test_a_comparison_has_its_place(base, mode, kind):
 def test_others_are_refused(base, mode):
     with pytest.raises(ValueError, match=f"a {mode} comparison of {base}: expected"):
         kind_of(comparison(base, mode))
+
+
+def test_another_file_is_refused():
+    with pytest.raises(ValueError, match=r"no compare\.json"):
+        kind_of({"mode": "default"})
 
 
 def test_a_column_can_be_left_out():
