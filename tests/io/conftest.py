@@ -2,6 +2,8 @@ import shutil
 
 import pytest
 
+from tests.io.adapters import written_by_peft
+
 
 @pytest.fixture(scope="session")
 def base(checkpoint, tmp_path_factory):
@@ -11,4 +13,12 @@ def base(checkpoint, tmp_path_factory):
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "LICENSE.txt").write_text("licence")
     (folder / "notes.txt").write_text("not part of a model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(base, tmp_path_factory):
+    """An adapter of PEFT's on q_proj, to be damaged in copies."""
+    folder = tmp_path_factory.mktemp("adapters") / "plain"
+    written_by_peft(base, folder, target_modules=["q_proj"])
     return folder
