@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the c
 
 from benchmarks.pages import fill_part  # noqa: E402
 from qlora_jax.cli.sizes import size  # noqa: E402
-from qlora_jax.compare.words import gigabytes, percent, range_of, rate  # noqa: E402
+from qlora_jax.compare.words import figures, gigabytes, percent  # noqa: E402
 from qlora_jax.train.config import load_config  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,24 +56,12 @@ HEADS = ("method", "rate", "trained", "step's peak", "tokens/s", "held-out loss"
 
 def table(result: dict, without: tuple[str, ...] = ()) -> str:
     """Every row of a compare.json as Markdown, without the columns of these heads."""
-    kept = [index for index, head in enumerate(HEADS) if head not in without]
-    lines = [HEADS, ["---"] * len(HEADS), *map(cells, result["rows"])]
-    return "".join(f"| {' | '.join(line[index] for index in kept)} |\n" for line in lines)
-
-
-def cells(row: dict) -> list[str]:
-    """One row's figures, with the lowest and the highest of the seeds in brackets."""
-    spread, speed = row["spread"], row["tokens_per_second"]
-    return [
-        row["title"],
-        rate(row["learning_rate"]),
-        f"{row['trainable']:,}",
-        size(row["peak_bytes"] or 0),
-        f"{speed:,.0f}" if speed else "-",
-        f"{row['heldout_loss']:.4f}{range_of(spread.get('heldout_loss'), '{:.4f}')}",
-        f"{percent(row['exact_match'])}{range_of(spread.get('exact_match'), '{:.1%}')}",
-        f"{percent(row['gain_kept'])}{range_of(spread.get('gain_kept'), '{:.1%}')}",
-    ]
+    heads = [head for head in HEADS if head not in without]
+    lines = [heads, ["---"] * len(heads)]
+    for row in result["rows"]:
+        found = figures(row) | {"trained": f"{row['trainable']:,}", "step's peak": size(row["peak_bytes"] or 0)}
+        lines.append([found[head] for head in heads])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def ablations(result: dict) -> str:

@@ -33,7 +33,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from qlora_jax.cli.errors import reports_errors
 from qlora_jax.data import split_rows
-from qlora_jax.train.config import load_config
+from qlora_jax.train.config import Config, load_config
+from qlora_jax.train.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -147,17 +148,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--large", action="store_true", help="a base of 113M parameters in runs/large_base, on a GPU")
     options, overrides = parser.parse_known_args(argv)
     recipe = LARGE if options.large else DEMO
-    load_config(recipe.config, overrides)  # refuses what is no field, before anything is deleted
+    config = load_config(recipe.config, overrides)  # refuses what is no field, before anything is deleted
     texts = collect(recipe.read)
     if options.held_out:
         tokenizer = Tokenizer.from_file(str(recipe.base / "tokenizer.json"))
-        write_held_out(recipe, passages(texts, tokenizer, recipe.positions))
+        write_held_out(recipe.held_out, passages(texts, tokenizer, recipe.positions), config)
         return 0
-    return make_base(recipe, texts, overrides)
+    return make_base(recipe, texts, config, overrides)
 
 
-def make_base(recipe: Recipe, texts: list[str], overrides: list[str]) -> int:
-    """Trains tokenizer and model, and publishes them; `overrides` and the exit code are train.py's."""
+def make_base(recipe: Recipe, texts: list[str], config: Config, overrides: list[str]) -> int:
+    """Trains tokenizer and model, and publishes them; returns train.py's exit code.
+
+    Args:
+      config: the training run, with `overrides`, which train.py is given.
+    """
     start = recipe.work / "start"
     shutil.rmtree(recipe.work, ignore_errors=True)
     start.mkdir(parents=True)
@@ -165,7 +170,7 @@ def make_base(recipe: Recipe, texts: list[str], overrides: list[str]) -> int:
     write_companions(start, tokenizer, recipe.geometry)
     rows = list(passages(texts, tokenizer, recipe.positions))
     write_rows(recipe.work / "corpus.jsonl", rows)
-    write_held_out(recipe, rows)
+    write_held_out(recipe.held_out, rows, config)
     print(f"{len(texts)} texts, {sum(map(len, texts)):,} characters, {len(rows)} rows")
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(recipe.config), *overrides]
     code = subprocess.run(command, cwd=ROOT).returncode
@@ -174,11 +179,10 @@ def make_base(recipe: Recipe, texts: list[str], overrides: list[str]) -> int:
     return code
 
 
-def write_held_out(recipe: Recipe, rows: Iterable[str]) -> None:
+def write_held_out(file: Path, rows: Iterable[str], config: Config) -> None:
     """The rows that the training run only evaluates on, by the same split."""
-    config = load_config(recipe.config)
     assert isinstance(config.data.eval, float)
-    write_rows(recipe.held_out, split_rows(list(rows), config.data.eval, config.seed)[1])
+    write_rows(file, split_rows(list(rows), config.data.eval, config.seed)[1])
 
 
 def write_rows(file: Path, texts: Iterable[str]) -> None:
@@ -279,7 +283,7 @@ def publish(recipe: Recipe, characters: int) -> None:
     rounded = {name: np.asarray(jnp.asarray(value, jnp.bfloat16)) for name, value in weights.items()}
     save_file(rounded, recipe.base / "model.safetensors", metadata={"format": "pt"})
     parameters = sum(value.size for value in weights.values())
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_rows(run / "metrics.jsonl")
     loss = [row["eval_loss"] for row in metrics if "eval_loss" in row][-1]
     print(f"{recipe.base}: {parameters:,} parameters, loss on held-out passages {loss:.2f}")
     if recipe.readme is not None:

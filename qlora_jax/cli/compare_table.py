@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from qlora_jax.cli.sizes import size
-from qlora_jax.compare.words import percent, range_of, rate
+from qlora_jax.compare.words import figures, percent
 
 WIDTH = 110
+COLUMNS = ("method", "rate", "trained", "step's peak", "tokens/s", "held-out loss", "exact match", "gain kept")
 
 
 def print_tables(result: Mapping[str, Any], file: TextIO) -> None:
@@ -23,21 +24,12 @@ def print_tables(result: Mapping[str, Any], file: TextIO) -> None:
 def methods_table(result: Mapping[str, Any]) -> Table:
     """A line for each method; in brackets the lowest and the highest of the seeds."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method")
-    for title in ("rate", "trained", "step's peak", "tokens/s", "held-out loss", "exact match", "gain kept"):
-        table.add_column(title, justify="right")
+    for title in COLUMNS:
+        table.add_column(title, justify="left" if title == "method" else "right")
     for row in result["rows"]:
-        spread, speed = row["spread"], row["tokens_per_second"]
-        table.add_row(
-            row["title"],
-            rate(row["learning_rate"]),
-            f"{row['trainable']:,}" if row["trainable"] else "-",
-            size(row["device_peak_bytes"] or row["peak_bytes"] or 0),
-            f"{speed:,.0f}" if speed else "-",
-            f"{row['heldout_loss']:.4f}{range_of(spread.get('heldout_loss'), '{:.4f}')}",
-            f"{percent(row['exact_match'])}{range_of(spread.get('exact_match'), '{:.1%}')}",
-            percent(row["gain_kept"]),
-        )
+        peak = size(row["device_peak_bytes"] or row["peak_bytes"] or 0)
+        found = figures(row) | {"step's peak": peak, "gain kept": percent(row["gain_kept"])}
+        table.add_row(*(found[title] for title in COLUMNS))
     return table
 
 

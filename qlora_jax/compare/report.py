@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_jax.compare.words import gigabytes, percent, range_of, rate
+from qlora_jax.compare.words import figures, gigabytes, percent, range_of, rate
 from qlora_jax.train.config import from_dict
 from qlora_jax.train.curves import Series, line_chart
 from qlora_jax.train.page import Bar, BarChart, write_page
@@ -14,6 +14,7 @@ Result = Mapping[str, Any]
 TITLES = {"base": "base, untrained", "full": "full fine-tune", "lora": "LoRA", "qlora": "QLoRA"}
 # Colours of the methods, on every page.
 STYLES = {"base": "fourth", "full": "second", "lora": "first", "qlora": "third"}
+COLUMNS = ("method", "rate", "trained", "held-out loss", "exact match", "gain kept", "tokens/s", "step's peak")
 MODES = {"quick": "one seed, fewer steps", "default": "three seeds", "ablations": "three seeds, with ablations"}
 
 
@@ -30,7 +31,7 @@ def write_comparison(out: Path, result: Result) -> Path:
         ablations=ablation_charts(result["rows"]),
         cost=cost_charts(result["rows"]),
         curves=curves(result["rows"]),
-        columns=("method", "rate", "trained", "held-out loss", "exact match", "gain kept", "tokens/s", "step's peak"),
+        columns=COLUMNS,
         rows=[cells(row) for row in result["rows"]],
         searches=[search_cells(one) for one in result["search"]],
         settings=[(name, value) for name, value in settings if name not in ("method", "output_dir")],
@@ -82,7 +83,7 @@ def bar_chart(title: str, rows: Sequence[Result], name: str, form: str, note: st
     """The chart of one figure, the seeds' range beside each bar; none where no row has the figure."""
     bars = [
         Bar(
-            name=str(TITLES.get(row["method"], row["title"])),
+            name=TITLES.get(row["method"]) or row["title"],
             value=max(row[name], 0),
             words=form.format(row[name]) + range_of(row["spread"].get(name), form),
             style=STYLES.get(row["method"], "fourth"),
@@ -144,18 +145,9 @@ def curves(rows: Sequence[Result]) -> list[Chart]:
 
 def cells(row: Result) -> list[str]:
     """A row of the whole table."""
-    spread, trained, speed = row["spread"], row["trainable"], row["tokens_per_second"]
     peak = row["device_peak_bytes"] or row["peak_bytes"]
-    return [
-        row["title"],
-        rate(row["learning_rate"]),
-        f"{trained:,}" if trained else "-",
-        f"{row['heldout_loss']:.4f}{range_of(spread.get('heldout_loss'), '{:.4f}')}",
-        f"{percent(row['exact_match'])}{range_of(spread.get('exact_match'), '{:.1%}')}",
-        f"{percent(row['gain_kept'])}{range_of(spread.get('gain_kept'), '{:.1%}')}",
-        f"{speed:,.0f}" if speed else "-",
-        f"{peak / 1e6:,.1f} MB" if peak else "-",
-    ]
+    found = figures(row) | {"step's peak": f"{peak / 1e6:,.1f} MB" if peak else "-"}
+    return [found[column] for column in COLUMNS]
 
 
 def search_cells(search: Result) -> tuple[str, str]:

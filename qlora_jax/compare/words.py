@@ -1,6 +1,7 @@
 """Figures of a comparison in words, the same in its table and on its page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def percent(value: float | None) -> str:
@@ -22,3 +23,17 @@ def range_of(bounds: Sequence[float] | None, form: str) -> str:
 def gigabytes(count: int) -> str:
     """Bytes in GB of 10⁹."""
     return f"{count / 1e9:.2f} GB" if count < 1e11 else f"{count / 1e9:.1f} GB"
+
+
+def figures(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of compare.json by the heads of its tables' columns; each table has its own words for the memory."""
+    spread, trained, speed = row["spread"], row["trainable"], row["tokens_per_second"]
+    return {
+        "method": row["title"],
+        "rate": rate(row["learning_rate"]),
+        "trained": f"{trained:,}" if trained else "-",
+        "tokens/s": f"{speed:,.0f}" if speed else "-",
+        "held-out loss": f"{row['heldout_loss']:.4f}{range_of(spread.get('heldout_loss'), '{:.4f}')}",
+        "exact match": f"{percent(row['exact_match'])}{range_of(spread.get('exact_match'), '{:.1%}')}",
+        "gain kept": f"{percent(row['gain_kept'])}{range_of(spread.get('gain_kept'), '{:.1%}')}",
+    }

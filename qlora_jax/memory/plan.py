@@ -7,7 +7,6 @@ is a formula; its coefficients were fitted to XLA's buffer assignment, and tests
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from qlora_jax.int8 import Int8Tensor
+from qlora_jax.io.device import nbytes, tree_bytes
 from qlora_jax.memory.train_step import AbstractState, abstract_batch, abstract_state, dropout_key
 from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
@@ -191,17 +191,6 @@ class Planner:
         head = self._state.parts.base.get("embed_tokens" if self.geometry.tie_embeddings else "lm_head", {})
         packed = any(map(_is_packed, jax.tree.leaves(head, is_leaf=_is_packed)))
         return max(LOGITS_COPIES * chunk, chunk + unpacked if packed else 0)
-
-
-def nbytes(leaf: Any) -> int:
-    """Bytes of an array or its shape; a key is counted as what it is made of."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-
-def tree_bytes(tree: Any) -> int:
-    return sum(map(nbytes, jax.tree.leaves(tree)))
 
 
 def _fixed(state: AbstractState) -> dict[str, int]:

@@ -2,9 +2,7 @@
 
 from typing import Any, NamedTuple
 
-import jax
-
-from qlora_jax.io.device import device_memory
+from qlora_jax.io.device import device_memory, tree_bytes
 
 
 class Needs(NamedTuple):
@@ -27,9 +25,7 @@ class Needs(NamedTuple):
 
 def needs_of(base: Any, texts: Any, adapters: Any) -> Needs:
     """Of pytrees of arrays or of their shapes."""
-    return Needs(
-        *(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part)) for part in (base, texts, adapters))
-    )
+    return Needs(*map(tree_bytes, (base, texts, adapters)))
 
 
 def check_room(needs: Needs) -> None:

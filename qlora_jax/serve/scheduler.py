@@ -39,7 +39,7 @@ class Read:
     job: Job
     piece: Piece
     drawn: Drawn
-    scores: Scores
+    scores: Scores | None
 
 
 class Scheduler:
@@ -208,7 +208,7 @@ class Scheduler:
         )
         row.tokens.extend(job.request.prompt[piece.start : piece.end])
         self._count("prompt_tokens", piece.end - piece.start)
-        return Read(row, job, piece, drawn, scores) if scored or not job.pieces else None
+        return Read(row, job, piece, drawn, scores if scored else None) if scored or not job.pieces else None
 
     def _have_read(self, read: Read) -> None:
         """Takes the scores of a piece, and after the last one the first new token."""

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from qlora_jax.io.device import tree_bytes
 from qlora_jax.train.gradients import make_gradients
 from qlora_jax.train.pages import HostState, make_page_update, nothing
 
@@ -73,7 +74,7 @@ class PagedStep:
             self.gradients.lower(adapters, base, batch, key),
             self.update.lower(adapters, state.layers[0], found, index) if state.layers else None,
             None if state.rest is None else self.update.lower(adapters, state.rest, found, None),
-            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(base)),
+            tree_bytes(base),
         )
 
     def compile(self, compiler_options: dict[str, Any] | None = None) -> "PagedStep":
