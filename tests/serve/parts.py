@@ -107,3 +107,10 @@ def answer(engine, prompt, adapter=None, new=8, **options) -> list[int]:
 def prompt(seed: int, length: int = 12) -> list[int]:
     """Random ids of the small model."""
     return np.random.default_rng(seed).integers(2, 250, length).tolist()
+
+
+def stop_within(engine, ids: list[int], monkeypatch) -> int:
+    """Makes a token of an answer, not its first, the engine's stop token, and returns it."""
+    stop = next(token for token in ids if token != ids[0])
+    monkeypatch.setattr(engine._scheduler, "stop_ids", frozenset([stop]))
+    return stop

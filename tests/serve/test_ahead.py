@@ -4,7 +4,7 @@ import pytest
 
 from qlora_jax.serve import scheduler
 from qlora_jax.serve.request import Finished
-from tests.serve.parts import ADAPTERS, ask, make_engine, prompt
+from tests.serve.parts import ADAPTERS, ask, make_engine, prompt, stop_within
 
 
 @pytest.fixture
@@ -40,8 +40,7 @@ def test_texts_that_stop_end_where_they_do_alone(engine, alone_answers, monkeypa
 
 def test_what_was_written_too_far_is_not_taken_for_the_texts_own(single, alone_answers, monkeypatch):
     expected = alone_answers("all3", prompt(1), 8)
-    stop = next(token for token in expected if token != expected[0])
-    monkeypatch.setattr(single._scheduler, "stop_ids", frozenset([stop]))
+    stop = stop_within(single, expected, monkeypatch)
     first = ask(single, prompt(1), "all3", new=8)
     assert first.finished().reason == "stop"
     monkeypatch.setattr(single._scheduler, "stop_ids", frozenset())

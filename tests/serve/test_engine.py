@@ -11,7 +11,7 @@ from qlora_jax.io.peft import read_adapter
 from qlora_jax.lora.merge import merged
 from qlora_jax.nf4 import dequantize
 from qlora_jax.serve.request import Refused, Token, TooLong, UnknownModel
-from tests.serve.parts import ADAPTERS, answer, ask, loaded_base, prompt, write_random_adapter
+from tests.serve.parts import ADAPTERS, answer, ask, loaded_base, prompt, stop_within, write_random_adapter
 
 
 def test_a_mixed_batch_equals_each_request_alone(engine, alone_answers):
@@ -114,8 +114,7 @@ def test_no_log_probabilities_where_none_are_asked_for(engine):
 
 def test_a_stop_token_ends_a_text_and_is_not_part_of_it(engine, alone_answers, monkeypatch):
     expected = alone_answers("all3", prompt(1), 8)
-    stop = next(token for token in expected if token != expected[0])
-    monkeypatch.setattr(engine._scheduler, "stop_ids", frozenset([stop]))
+    stop = stop_within(engine, expected, monkeypatch)
     heard = ask(engine, prompt(1), "all3", new=8)
     assert heard.finished().reason == "stop"
     assert heard.ids == expected[: expected.index(stop)]
