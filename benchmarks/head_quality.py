@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from qlora_jax.data import eval_batches, load_rows, load_tokenizer, pad_id
-from qlora_jax.data.template import encode_rows
+from qlora_jax.data.encoding import encode_rows
 from qlora_jax.io.build import Quantization, build_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.io.safetensors import TensorFolder

@@ -24,7 +24,7 @@ from benchmarks.pages import fill_part  # noqa: E402
 from qlora_jax.cli.evaluate import sequence_length  # noqa: E402
 from qlora_jax.compare.formats import FORMATS, projections, round_model  # noqa: E402
 from qlora_jax.data import eval_batches, load_rows, load_tokenizer, pad_id  # noqa: E402
-from qlora_jax.data.template import encode_rows  # noqa: E402
+from qlora_jax.data.encoding import encode_rows  # noqa: E402
 from qlora_jax.io.hf import load_model, read_config, resolve_folder  # noqa: E402
 from qlora_jax.train.step import evaluate, make_eval_step, split_model  # noqa: E402
 

@@ -1,8 +1,12 @@
 """Small real checkpoints, made by transformers with random weights."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# The tests may run under nohup, which lets no process hear of it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SIZES = dict(
     vocab_size=160,
@@ -67,3 +71,11 @@ def checkpoint(tmp_path_factory):
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Encoded rows are kept apart from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qlora_jax.data.documents import lengths
+from qlora_jax.data.mixture import Share, draw
 from qlora_jax.data.packing import pack
 from qlora_jax.data.template import Encoded
 
@@ -28,8 +30,8 @@ class Batch(NamedTuple):
 class Batches:
     """Training batches: `len()` is the steps per epoch, `at(step)` a step's batch. Built by `make_batches`.
 
-    Every epoch is reshuffled by (seed, epoch) and shows every document at least once; the last batch of an
-    epoch is filled up from that epoch's first rows.
+    Every epoch is reshuffled by (seed, epoch) and shows every document at least once, or of each source its share (see
+    `mixture.draw`); the last batch of an epoch is filled up from that epoch's first rows.
     """
 
     encoded: Sequence[Encoded]
@@ -39,9 +41,14 @@ class Batches:
     packing: bool
     seed: int
     pad_id: int
-    rows: int  # rows per epoch; packing makes them fewer than the documents
+    shares: Sequence[Share] = ()
+    rows: int = field(init=False)  # rows per epoch; packing makes them fewer than the documents
     # The plan of the epoch last asked for, so that `at` is cheap.
     _plans: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Where sources are drawn from by weight, other epochs may need a row more or less: it is left out or repeated.
+        object.__setattr__(self, "rows", len(self._plan(0)))
 
     def __len__(self) -> int:
         return -(-self.rows // (self.batch_size * self.grad_accum))
@@ -60,7 +67,7 @@ class Batches:
         """The document indices of each row, in the epoch's order."""
         plan = self._plans.get(epoch)
         if plan is None:
-            plan = _epoch_plan(self, np.random.default_rng([self.seed, epoch]))
+            plan = _epoch_plan(self, epoch)
             self._plans.clear()
             self._plans[epoch] = plan
         return plan
@@ -75,11 +82,12 @@ def make_batches(
     packing: bool,
     seed: int,
     pad_id: int,
+    shares: Sequence[Share] = (),
 ) -> Batches:
     """Training batches of `grad_accum` microbatches of `batch_size` rows of `seq_len` tokens.
 
     Packing puts several documents in a row (see `pack`); without it each row is one document, padded. A
-    dataset smaller than a batch is repeated cyclically, so that every batch has full size.
+    dataset smaller than a batch is repeated cyclically, so that every batch has full size. `shares` weighs sources.
 
     Raises:
         ValueError: no documents, one longer than `seq_len`, or a size below 1.
@@ -87,7 +95,6 @@ def make_batches(
     _check(encoded, seq_len=seq_len, batch_size=batch_size, grad_accum=grad_accum)
     if seed < 0:
         raise ValueError(f"{seed=} must be 0 or more")
-    rows = len(pack([len(one.ids) for one in encoded], seq_len)) if packing else len(encoded)
     return Batches(
         encoded=encoded,
         seq_len=seq_len,
@@ -96,7 +103,7 @@ def make_batches(
         packing=packing,
         seed=seed,
         pad_id=pad_id,
-        rows=rows,
+        shares=shares,
     )
 
 
@@ -118,13 +125,15 @@ def _eval_batch(documents: Sequence[Encoded], seq_len: int, batch_size: int, pad
     return Batch._make(array[None] for array in _assemble([[d] for d in documents] + empty, seq_len, pad_id))
 
 
-def _epoch_plan(batches: Batches, rng: np.random.Generator) -> list[list[int]]:
-    order = rng.permutation(len(batches.encoded)).tolist()
+def _epoch_plan(batches: Batches, epoch: int) -> list[list[int]]:
+    rng = np.random.default_rng([batches.seed, epoch])
+    drawn = draw(len(batches.encoded), batches.shares, seed=batches.seed, epoch=epoch)
+    order = rng.permutation(drawn)
     if not batches.packing:
-        return [[i] for i in order]
+        return [[i] for i in order.tolist()]
     # Packed from the shuffled order, documents of equal length meet different neighbours in each epoch.
-    rows = pack([len(batches.encoded[i].ids) for i in order], batches.seq_len)
-    return [[order[i] for i in rows[row]] for row in rng.permutation(len(rows))]
+    rows = pack(lengths(batches.encoded)[order], batches.seq_len)
+    return [order[rows[row]].tolist() for row in rng.permutation(len(rows))]
 
 
 def _assemble(rows: Sequence[Sequence[Encoded]], seq_len: int, pad_id: int) -> Batch:
@@ -148,6 +157,6 @@ def _check(encoded: Sequence[Encoded], *, seq_len: int, batch_size: int, grad_ac
             raise ValueError(f"{name}={value} must be 1 or more")
     if not encoded:
         raise ValueError("no documents to make batches of; check that the data holds rows with scored tokens")
-    longest = max(len(one.ids) for one in encoded)
+    longest = lengths(encoded).max()
     if longest > seq_len:
         raise ValueError(f"a document has {longest} tokens but {seq_len=}; encode with the same seq_len")

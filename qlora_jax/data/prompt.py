@@ -3,44 +3,61 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_jax.data.chat import render_for_reply
+from qlora_jax.data.chat import ChatTemplate
 from qlora_jax.data.formats import Chat
-from qlora_jax.data.tokenizer import Tokenizer
+from qlora_jax.data.messages import check_unicode, messages_of, options_of, tools_of
+from qlora_jax.data.tokenizer import Tokenizer, check_ids
 
 
 def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of raw text with the tokenizer's own special tokens, less an eos at the end: a prompt is not finished.
+    """The ids of raw text with the tokenizer's own special tokens, less the eos that it adds: a prompt is not finished.
 
     Raises:
-        ValueError: half a surrogate pair, which is no Unicode text.
+        ValueError: half a surrogate pair, which is no Unicode text, or a token that the model does not have.
     """
-    _check_unicode(text)
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    check_unicode(text, "the text")
+    encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+    ids, added = encoded["input_ids"], encoded["special_tokens_mask"]
+    check_ids(ids, tokenizer)
+    return ids[:-1] if ids and added[-1] and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def chat_ids(
-    messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, tools: Sequence[Mapping[str, Any]] | None = None
-) -> list[int]:
-    """The ids of a chat in the tokenizer's template, up to where the assistant speaks.
+def chat_ids(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **more: Any) -> list[int]:
+    """The ids of `chat_text`, which takes the same arguments."""
+    return rendered_ids(chat_text(messages, tokenizer, **more), tokenizer)
+
+
+def rendered_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of what a template has rendered: it has written bos itself, so the tokenizer must not add another."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    check_ids(ids, tokenizer)
+    return ids
+
+
+def chat_text(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    options: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
+) -> str:
+    """A chat in the tokenizer's template, up to where the assistant speaks.
+
+    Args:
+        messages, tools: in any form of `messages`, OpenAI's among them.
+        options: further variables for the template, such as {"enable_thinking": False}.
+        chat_template: Jinja text that replaces the tokenizer's own template.
 
     Raises:
-        ValueError: the tokenizer has no chat template, the template cannot render these messages, or they hold half a
-            surrogate pair, which is no Unicode text.
+        ValueError: there is no chat template, it cannot render these messages or leaves out what they or the tools say,
+            or they hold half a surrogate pair, which is no Unicode text, or a token that the model does not have.
     """
-    if not tokenizer.chat_template:
-        raise ValueError("the model's tokenizer has no chat template: give the prompt as raw text")
-    rendered = render_for_reply(Chat(messages=messages, tools=tools), tokenizer)
-    _check_unicode(rendered)
-    # The template has written bos itself, so the tokenizer must not add another.
-    return tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _check_unicode(text: str) -> None:
-    """JSON can hold what UTF-8 cannot, and tokenizers say of it only that it is of the wrong type."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"character {error.start} of the text is half a surrogate pair, which is no Unicode"
-        ) from error
+    if not (chat_template or tokenizer.chat_template):
+        raise ValueError("the model's tokenizer has no chat template: give the prompt as raw text, or --chat-template")
+    chat = Chat(
+        messages=messages_of(messages, "messages"),
+        tools=tools_of(tools, "tools"),
+        options=options_of(options, "chat_template_kwargs"),
+    )
+    return ChatTemplate(tokenizer, chat_template).render(chat, opens_reply=True).text

@@ -1,19 +1,16 @@
 """From an example to token ids and the loss mask."""
 
-import logging
-from collections.abc import Iterable, Sequence
+import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_jax.data.chat import has_chat_template, tokenize_chat
-from qlora_jax.data.formats import Chat, Completion, Example, Text, to_example
-from qlora_jax.data.sources import Row
-from qlora_jax.data.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
+from qlora_jax.data.chat import ChatTemplate, Span, context_spans, ending_spans, is_learned, learned_spans
+from qlora_jax.data.formats import Chat, Completion, Example, Text
+from qlora_jax.data.tokenizer import Tokenizer, check_ids
 
 TrainOn = Literal["completions", "all"]
 
@@ -29,6 +26,138 @@ class Encoded:
     ids: NDArray[np.int32]
     scored: NDArray[np.bool_]
     cut: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A document before it is tokenized.
+
+    learned: the spans of characters that are learned. specials: whether the tokenizer puts its own special tokens
+    around the text (templates write them themselves). ends: whether eos is to follow, where the text does not end with
+    it. may_end: the spans, each with a learned part, in which a special token may end it and is learned too.
+    """
+
+    text: str
+    learned: Sequence[Span]
+    specials: bool
+    ends: bool
+    may_end: Sequence[Span] = ()
+
+
+class Tokens(NamedTuple):
+    """A tokenized text: ids `[T]`, which of them the tokenizer added to the text `[T]`, and the characters that each
+    stands for `[T]` (none of a slow tokenizer)."""
+
+    ids: list[int]
+    added: Sequence[int]
+    offsets: Sequence[Span]
+
+
+class Encoder:
+    """Examples to ids and masks, by one tokenizer and one chat template.
+
+    Args:
+        tokenizer: a transformers tokenizer (fast, for chats).
+        train_on: "completions" scores completions and assistant turns, "all" every token but the first.
+        template: for chats; None where there is none.
+
+    Raises:
+        ValueError: no eos token, or a bad setting.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, train_on: TrainOn, template: ChatTemplate | None) -> None:
+        if train_on not in ("completions", "all"):
+            raise ValueError(f'data.train_on={train_on!r} must be "completions" or "all"')
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer has no eos token, so nothing would teach the model to stop; set eos_token in its "
+                "tokenizer_config.json"
+            )
+        self._tokenizer, self._train_on, self._template = tokenizer, train_on, template
+        named = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special, self._special_ids = tuple(named), frozenset(named.values())
+
+    def draft(self, example: Example) -> Draft:
+        """The text to tokenize and what is learned of it. ValueError: the template cannot, or nothing is learned."""
+        everything = self._train_on == "all"
+        match example:
+            case Text(text=text):
+                return _checked(Draft(text=text, learned=[(0, len(text))], specials=True, ends=True))
+            case Completion(prompt=prompt, completion=completion):
+                start, text = len(prompt), prompt + completion
+                if not completion:
+                    raise ValueError("the completion is empty: there is nothing to learn")
+                return Draft(text=text, learned=[(0 if everything else start, len(text))], specials=True, ends=True)
+            case Chat():
+                return self._draft_chat(example, everything)
+
+    def tokenize(self, drafts: Sequence[Draft]) -> list[Tokens]:
+        """The tokens of each draft's text; a fast tokenizer takes them together, on all cores."""
+        found: dict[int, Tokens] = {}
+        for specials in (True, False):
+            chosen = [i for i, draft in enumerate(drafts) if draft.specials is specials]
+            found |= zip(chosen, self._tokenized([drafts[i].text for i in chosen], specials), strict=True)
+        return [found[i] for i in range(len(drafts))]
+
+    def encode(self, draft: Draft, tokens: Tokens) -> tuple[Sequence[int], NDArray[np.bool_]]:
+        """The ids `[T]` and which are scored `[T]`, uncut. ValueError: a token that the model does not have."""
+        scored = self._overlap(draft, tokens)
+        if draft.may_end:
+            _learn_ends(scored, draft, tokens, self._special_ids)
+        eos = self._tokenizer.eos_token_id
+        kept = _written_once(tokens, self._tokenizer.bos_token_id, eos)
+        ids, scored = tokens.ids[kept], scored[kept]
+        if draft.ends and not (ids and ids[-1] == eos):
+            ids, scored = [*ids, eos], np.append(scored, True)
+        elif draft.ends:
+            scored[-1] = True
+        scored[:1] = False
+        check_ids(ids, self._tokenizer)
+        return ids, scored
+
+    def _tokenized(self, texts: list[str], specials: bool) -> list[Tokens]:
+        if not texts:
+            return []
+        if not self._tokenizer.is_fast:
+            batch = self._tokenizer(texts, add_special_tokens=specials, return_special_tokens_mask=True, verbose=False)
+            pairs = zip(batch["input_ids"], batch["special_tokens_mask"], strict=True)
+            return [Tokens(ids, added, []) for ids, added in pairs]
+        backend = self._tokenizer.backend_tokenizer  # transformers' own call turns each text into an object of its own
+        backend.no_truncation()
+        backend.no_padding()
+        encodings = backend.encode_batch(texts, add_special_tokens=specials)
+        return [Tokens(one.ids, one.special_tokens_mask, one.offsets) for one in encodings]
+
+    def _draft_chat(self, chat: Chat, everything: bool) -> Draft:
+        if self._template is None:
+            self._template = ChatTemplate(self._tokenizer)  # which says that there is none
+        if not self._tokenizer.is_fast:
+            raise ValueError(
+                f"{type(self._tokenizer).__name__} is a slow tokenizer and gives no character offsets to find the "
+                'assistant\'s tokens by; give the rows as {"prompt", "completion"}, or convert it to a '
+                "tokenizer.json"
+            )
+        rendered = self._template.render(chat)
+        text, last = rendered.text, len(chat.messages) - 1
+        if everything:
+            spans = _complement(context_spans(chat, rendered), len(text))
+        else:
+            spans = learned_spans(chat, rendered, self._template, self._special)
+        ends = is_learned(chat, last) and not text.rstrip().endswith(self._tokenizer.eos_token)
+        if ends and not everything:
+            # The model must get from its last turn's end to the eos that is appended.
+            spans = [*spans[:-1], (spans[-1][0], len(text))]
+        return Draft(text=text, learned=spans, specials=False, ends=ends, may_end=ending_spans(chat, rendered))
+
+    def _overlap(self, draft: Draft, tokens: Tokens) -> NDArray[np.bool_]:
+        """Whether each token holds a character that is learned: bool `[T]`."""
+        if self._tokenizer.is_fast:
+            return _overlaps(tokens, draft.learned)
+        # A slow tokenizer: what differs from the ids of the prompt alone is learned.
+        start = draft.learned[0][0]
+        given = self._tokenizer(draft.text[:start], verbose=False)["input_ids"] if start else []
+        shared = next((k for k, (a, b) in enumerate(zip(given, tokens.ids, strict=False)) if a != b), len(given))
+        return np.arange(len(tokens.ids)) >= shared
 
 
 def encode(
@@ -53,83 +182,63 @@ def encode(
     Raises:
         ValueError: no eos token, no usable chat template, or a bad setting.
     """
-    if seq_len < 2:
-        raise ValueError(f"train.seq_len={seq_len} must be at least 2: a token and the one it predicts")
-    if train_on not in ("completions", "all"):
-        raise ValueError(f'data.train_on={train_on!r} must be "completions" or "all"')
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer has no eos token, so nothing would teach the model to stop; set eos_token in its "
-            "tokenizer_config.json"
-        )
-    ids, learned = _tokenize(example, tokenizer, chat_template, completions_only=train_on == "completions")
-    scored = np.array(learned, np.bool_)
-    scored[0] = False
+    check_length(seq_len)
+    template = ChatTemplate(tokenizer, chat_template) if isinstance(example, Chat) else None
+    encoder = Encoder(tokenizer, train_on=train_on, template=template)
+    draft = encoder.draft(example)
+    ids, scored = encoder.encode(draft, encoder.tokenize([draft])[0])
     return Encoded(ids=np.array(ids[:seq_len], np.int32), scored=scored[:seq_len], cut=len(ids) > seq_len)
 
 
-def encode_rows(
-    rows: Iterable[Row],
-    tokenizer: Tokenizer,
-    *,
-    seq_len: int,
-    train_on: TrainOn = "completions",
-    chat_template: str | None = None,
-) -> Sequence[Encoded]:
-    """`encode` over rows, in order, less those without a scored token; logs how many were cut or left out.
+def check_length(seq_len: int) -> None:
+    if seq_len < 2:
+        raise ValueError(f"train.seq_len={seq_len} must be at least 2: a token and the one it predicts")
 
-    Raises:
-        ValueError: a bad row (the message opens with its file and row number), or no row has a scored token.
+
+def _checked(draft: Draft) -> Draft:
+    if not draft.text:
+        raise ValueError("the text is empty: there is nothing to learn")
+    return draft
+
+
+def _complement(spans: Sequence[Span], length: int) -> list[Span]:
+    """What the spans leave of `length` characters."""
+    borders = [0, *(border for span in spans for border in span), length]
+    return list(zip(borders[::2], borders[1::2], strict=True))
+
+
+def _overlaps(tokens: Tokens, spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Whether each token holds a character of some span: bool `[T]`."""
+    scored, count = np.zeros(len(tokens.ids), np.bool_), len(tokens.ids)
+    if count and tokens.added[-1]:
+        count -= 1  # an eos that the tokenizer adds stands nowhere in the text
+    for begin, stop in spans:
+        first = bisect.bisect_right(tokens.offsets, begin, 0, count, key=lambda offset: offset[1])
+        last = bisect.bisect_left(tokens.offsets, stop, first, count, key=lambda offset: offset[0])
+        scored[first:last] = True
+    return scored
+
+
+def _learn_ends(scored: NDArray[np.bool_], draft: Draft, tokens: Tokens, special: frozenset[int]) -> None:
+    """Also learn a special token that follows a turn which no special token has ended; in place.
+
+    Many templates close their `{% generation %}` block before the token that ends the turn, or leave it to the next
+    turn to show the end; a model must learn it to stop.
     """
-    as_chat = has_chat_template(tokenizer, chat_template)
-    encoded = []
-    for row in rows:
-        example = to_example(row, alpaca_as_chat=as_chat)
-        try:
-            one = encode(example, tokenizer, seq_len=seq_len, train_on=train_on, chat_template=chat_template)
-        except ValueError as error:
-            raise ValueError(f"{row.origin}: {error}") from error
-        encoded.append(one)
-    kept = [one for one in encoded if one.scored.any()]
-    _report(encoded, kept, seq_len)
-    return kept
+    ids, offsets = tokens.ids, tokens.offsets
+    for end in (np.flatnonzero(scored[:-1] & ~scored[1:]) + 1).tolist():
+        last = end - 1
+        while last and draft.text[slice(*offsets[last])].isspace():
+            last -= 1
+        within = bisect.bisect_right(draft.may_end, (offsets[last][0], len(draft.text))) - 1
+        inside = within >= 0 and offsets[end][0] < draft.may_end[within][1]
+        if inside and ids[last] not in special and ids[end] in special:
+            scored[end] = True
 
 
-def _report(encoded: Sequence[Encoded], kept: Sequence[Encoded], seq_len: int) -> None:
-    total, cut, lost = len(encoded), sum(one.cut for one in encoded), len(encoded) - len(kept)
-    if not kept:
-        raise ValueError(
-            f"none of the {total} rows has a scored token within train.seq_len={seq_len} ({cut} were longer "
-            "and cut); raise train.seq_len or check that the rows hold completions"
-        )
-    if cut:
-        logger.warning(
-            f"{cut} of {total} rows are longer than train.seq_len={seq_len} and were cut; raise it to keep them whole"
-        )
-    if lost:
-        logger.warning(f"{lost} of {total} rows have no scored token within train.seq_len={seq_len} and were left out")
-
-
-def _tokenize(
-    example: Example, tokenizer: Tokenizer, chat_template: str | None, *, completions_only: bool
-) -> tuple[list[int], list[bool]]:
-    """All ids `[T]`, uncut, and whether each is learned."""
-    eos = tokenizer.eos_token_id
-    match example:
-        case Text(text=text):
-            ids = [*_ids_with_specials(text, tokenizer), eos]
-            return ids, [True] * len(ids)
-        case Completion(prompt=prompt, completion=completion):
-            given = _ids_with_specials(prompt, tokenizer)
-            learned = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], eos]
-            return given + learned, [not completions_only] * len(given) + [True] * len(learned)
-        case Chat():
-            return tokenize_chat(example, tokenizer, chat_template, assistant_only=completions_only)
-
-
-def _ids_with_specials(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids with the tokenizer's own special tokens, less an eos at the end: the caller places it."""
-    encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
-    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-    added_eos = len(ids) > 1 and special[-1] and ids[-1] == tokenizer.eos_token_id
-    return ids[:-1] if added_eos else ids
+def _written_once(tokens: Tokens, bos: int | None, eos: int) -> slice:
+    """The tokens without a bos that the text has already, and without the eos that the tokenizer adds."""
+    ids, several = tokens.ids, len(tokens.ids) > 1
+    double = several and ids[0] == ids[1] == bos
+    eos_added = several and tokens.added[-1] and ids[-1] == eos
+    return slice(int(double), len(ids) - int(eos_added))

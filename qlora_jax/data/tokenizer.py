@@ -1,7 +1,12 @@
 """Loading a tokenizer, and whether it fits the model."""
 
+import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 # A transformers tokenizer. Any, because importing transformers takes seconds and only load_tokenizer needs
 # it, and because what its methods return depends on their flags.
@@ -27,7 +32,7 @@ def load_tokenizer(path_or_id: str) -> Tokenizer:
             "Face Hub did not give it; check the name and the connection, or pass a local folder that holds "
             f"tokenizer.json and tokenizer_config.json ({_first_line(error)})"
         ) from error
-    except ValueError as error:
+    except Exception as error:  # a damaged file may raise anything
         raise ValueError(
             f"{path_or_id!r} holds no tokenizer that can be built ({_first_line(error)}); the folder needs "
             "tokenizer.json and tokenizer_config.json"
@@ -38,22 +43,43 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises ValueError if the tokenizer gives ids beyond the model's embedding of `vocab_size` rows."""
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {vocab_size}; use the "
-            "tokenizer that belongs to this model"
-        )
-    for token, i in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
-        if i >= vocab_size:
-            raise ValueError(
-                f"the tokenizer's special token {token!r} has id {i} but the model's vocab_size is "
-                f"{vocab_size}; use the tokenizer that belongs to this model"
-            )
+def limit_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Notes how many ids the model knows. A tokenizer may have more, such as an added pad token, until one is used.
+
+    An embedding has no row for them, and looking one up would give another token's without a word.
+    """
+    tokenizer.model_vocab_size = vocab_size
+
+
+def check_ids(ids: Sequence[int], tokenizer: Tokenizer) -> None:
+    """Refuses ids beyond the model's, where `limit_vocabulary` has noted it. Every text's ids come by here.
+
+    Raises:
+        ValueError: with the token, and the text that it stands in.
+    """
+    limit = getattr(tokenizer, "model_vocab_size", None)
+    if limit is None or not len(ids) or max(ids) < limit:
+        return
+    place = next(place for place, i in enumerate(ids) if i >= limit)
+    token = tokenizer.convert_ids_to_tokens(int(ids[place]))
+    text = tokenizer.decode(ids[max(0, place - 12) : place + 4])
+    raise ValueError(
+        f"token {token!r} has id {ids[place]}, but the model's vocab_size is {limit}: the text {text!r} cannot be "
+        f"used; leave the token out, or use the tokenizer that belongs to this model"
+    )
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
-    """The id that fills padding: pad, else eos, else 0. Masks never look at it, so any id will do."""
+    """The id that fills padding: pad, else eos, else 0. Masks never look at it: any id of the model will do."""
+    limit = getattr(tokenizer, "model_vocab_size", math.inf)
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(i for i in candidates if i is not None)
+    return next(i for i in candidates if i is not None and i < limit)
+
+
+def identity(tokenizer: Tokenizer) -> str:
+    """A hash of how the tokenizer turns text into ids; what a call may leave behind in it does not count."""
+    if tokenizer.is_fast:
+        settings = {**json.loads(tokenizer.backend_tokenizer.to_str()), "truncation": None, "padding": None}
+    else:
+        settings = tokenizer.get_vocab()
+    return xxhash.xxh3_128(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -4,6 +4,7 @@ from qlora_jax.data import Chat, Completion, Row, Text, to_example
 
 USER_HI = {"role": "user", "content": "hi"}
 ASSISTANT_HELLO = {"role": "assistant", "content": "hello"}
+ADD = {"type": "function", "function": {"name": "add", "arguments": {}}}
 
 
 def read(values, *, alpaca_as_chat=False):
@@ -19,11 +20,11 @@ def read(values, *, alpaca_as_chat=False):
         ({"messages": [USER_HI, ASSISTANT_HELLO]}, Chat(messages=[USER_HI, ASSISTANT_HELLO])),
         (
             {"messages": [{**USER_HI, "name": None}], "tools": [{"name": "add"}]},
-            Chat(messages=[USER_HI], tools=[{"name": "add"}]),
+            Chat(messages=[USER_HI], tools=[{"type": "function", "function": {"name": "add"}}]),
         ),
         (
             {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}]},
-            Chat(messages=[{"role": "assistant", "tool_calls": [{"name": "add"}]}]),
+            Chat(messages=[{"role": "assistant", "content": "", "tool_calls": [ADD]}]),
         ),
         (
             {
@@ -82,56 +83,92 @@ def test_alpaca_as_a_prompt():
     [
         (
             {"question": "hi", "answer": None},
-            "train.jsonl, row 17: found the columns question, answer (null counts as absent); a row needs "
+            "found the columns question; a row needs "
             '{"text"}, {"prompt", "completion"}, {"messages"}, {"instruction", "output", optional "input"} '
             '(Alpaca) or {"conversations"} (ShareGPT)',
         ),
-        (
-            {"prompt": "hi"},
-            "train.jsonl, row 17: found the columns prompt (null counts as absent); a row needs ",
-        ),
-        ({}, "train.jsonl, row 17: found the columns none (null counts as absent); a row needs "),
-        ({"text": 3}, "train.jsonl, row 17: column 'text' must be a string, found int 3"),
-        (
-            {"prompt": [USER_HI], "completion": "x"},
-            "train.jsonl, row 17: column 'prompt' must be a string, found list [{'role': 'user', 'content': 'hi'}]",
-        ),
-        (
-            {"instruction": "x", "input": 1, "output": "y"},
-            "train.jsonl, row 17: column 'input' must be a string, found int 1",
-        ),
-        (
-            {"messages": "hi"},
-            "train.jsonl, row 17: column 'messages' must be a non-empty list of objects, found str 'hi'",
-        ),
-        (
-            {"messages": []},
-            "train.jsonl, row 17: column 'messages' must be a non-empty list of objects, found list []",
-        ),
+        ({"prompt": "hi"}, "found the columns prompt; a row needs "),
+        ({}, "found the columns none; a row needs "),
+        ({"text": 3}, "column 'text' must be a string, found int 3"),
+        ({"text": "\ud800"}, "column 'text': character 0 is half a surrogate pair, which is no Unicode"),
+        ({"prompt": [USER_HI], "completion": "x"}, "completion is text, but not the JSON of an object or a list: 'x'"),
+        ({"instruction": "x", "input": 1, "output": "y"}, "column 'input' must be a string, found int 1"),
+        ({"messages": "hi"}, "messages is text, but not the JSON of an object or a list: 'hi'"),
+        ({"messages": []}, "messages must be a non-empty list of objects, found list []"),
+        ({"messages": {"role": "user"}}, "messages must be a non-empty list of objects, found dict {'role': 'user'}"),
+        ({"messages": ["hi"]}, "messages[0] must be an object, found str 'hi'"),
         (
             {"messages": [USER_HI, {"role": "assistant", "content": None}]},
-            'train.jsonl, row 17: messages[1] needs "role" and "content", found role',
+            'messages[1] needs "role" and "content", found role',
         ),
         (
             {"messages": [{"role": "user", "content": ["hi"]}]},
-            "train.jsonl, row 17: messages[0].content must be a string, found list ['hi']",
+            "messages[0].content[0] must be a part of text, found str 'hi'",
         ),
         (
-            {"conversations": [{"role": "user", "content": "hi"}]},
-            'train.jsonl, row 17: conversations[0] needs "from" and "value", found role, content',
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0] must be a part of text, found a part of type 'image_url'",
+        ),
+        ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages[0].content: character 0 is half a surrogate"),
+        (
+            {"messages": [{"role": ["user"], "content": "hi"}]},
+            "messages[0]: ['user'] is no known role; expected one of ",
         ),
         (
-            {"conversations": [{"from": "bot", "value": "hi"}]},
-            "train.jsonl, row 17: conversations[0]: unknown speaker 'bot'; "
-            "expected one of human, user, gpt, assistant, system",
+            {"conversations": [{"from": "robot", "value": "hi"}]},
+            "conversations[0]: 'robot' is no known role; expected ",
+        ),
+        (
+            {"conversations": [{"from": "human", "role": "assistant", "value": "hi"}]},
+            "conversations[0] has both 'role' and 'from', and they differ: leave one out",
         ),
         (
             {"conversations": [{"from": "gpt", "value": None}]},
-            "train.jsonl, row 17: conversations[0].value must be a string, found NoneType None",
+            'conversations[0] needs "role" and "content", found from',
         ),
+        (
+            {"conversations": [{"from": "function_call", "value": "add 1 and 2"}]},
+            "conversations[0].value is text, but not the JSON of an object or a list: 'add 1 and 2'",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"name": "add", "arguments": "[1]"}]}]},
+            "messages[0].tool_calls[0]: arguments must be a JSON object, found list [1]",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"name": "add", "arguments": "{" * 100_000}]}]},
+            "messages[0].tool_calls[0]: arguments is text, but not the JSON of an object or a list: ",
+        ),
+        ({"messages": [USER_HI], "tools": [{}]}, 'tools[0] must be an object with a "name", found dict {}'),
+        ({"messages": [USER_HI], "tools": 3}, "tools must be a list of tools, found int 3"),
+        (
+            {"messages": [{**USER_HI, "weight": 0.5}]},
+            'messages[0]: "weight" and "train" must be 0 or 1, and not differ; found [0.5]',
+        ),
+        (
+            {"messages": [{**USER_HI, "weight": 1}]},
+            "messages[0]: only what the assistant says can be learned, not a 'user' message",
+        ),
+        (
+            {"messages": [USER_HI], "chat_template_kwargs": {"messages": []}},
+            "chat_template_kwargs: messages cannot be set here",
+        ),
+        (
+            {"messages": [{"role": "system", "content": "brief"}, USER_HI], "system": "be long"},
+            "column 'system' and the first message differ: leave one out",
+        ),
+        (
+            {"text": "hi", "system": "be brief"},
+            "a row of the form text with 'system', which is not read there: leave it out, or use a chat",
+        ),
+        (
+            {"instruction": "x", "output": "y", "history": [["a", "b"]]},
+            "a row of the form Alpaca without a chat template with 'history', which is not read there",
+        ),
+        ({"messages": [USER_HI], "weight": 0.5}, "a row of the form messages with 'weight', which is not read there"),
+        ({"messages": [USER_HI], "images": ["a.png"]}, "a row of the form messages with 'images', which is not read"),
     ],
 )
 def test_bad_rows_name_file_row_and_expectation(values, expected):
     with pytest.raises(ValueError) as error:
         read(values)
-    assert str(error.value).startswith(expected)
+    assert str(error.value).startswith(f"train.jsonl, row 17: {expected}")

@@ -1,7 +1,15 @@
+import bz2
+import gzip
+import json
+from pathlib import Path
+
 import datasets
+import pyarrow
 import pytest
 
 from qlora_jax.data import Row, load_rows
+from qlora_jax.data.sources import open_source
+from qlora_jax.data.sources.files import split_of
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +56,7 @@ def test_a_folder_gives_the_files_of_the_split(tmp_path):
     write(tmp_path / "train_more.json", '[{"text": "b"}]')
     write(tmp_path / "data" / "test-00000-of-00002.jsonl", '{"text": "c"}')
     write(tmp_path / "data" / "test-00001-of-00002.jsonl", '{"text": "d"}')
-    write(tmp_path / "heldout.jsonl", '{"text": "e"}')
+    write(tmp_path / "notes.jsonl", '{"text": "e"}')
     write(tmp_path / "dataset_info.json", "{}")
     assert texts(tmp_path) == ["a", "b"]
     assert texts(tmp_path, "test") == ["c", "d"]
@@ -73,46 +81,42 @@ def test_folders_of_save_to_disk(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"text": ', "not valid JSON at column 10: Expecting value"),
+        (b'["b"]', "expected a JSON object of columns, found list ['b']"),
+        ('{"text": "é"}'.encode("latin-1"), "not UTF-8 text at byte 10; save the file as UTF-8"),
+        (b"[" * 100_000, "not valid JSON: nested too deeply"),
+    ],
+)
+def test_a_line_that_is_no_row_is_a_row_with_a_problem(tmp_path, content, problem):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "a"}\n' + content + b'\n{"text": "b"}\n')
+    rows = load_rows(str(file))
+    assert [(row.values, row.problem) for row in rows] == [({"text": "a"}, ""), ({}, problem), ({"text": "b"}, "")]
+    assert rows[1].origin == "a.jsonl, row 2"
+
+
+def test_a_json_file_of_one_object_per_line(tmp_path):
+    assert texts(write(tmp_path / "a.json", '{"text": "a"}\n{"text": "b"}\n')) == ["a", "b"]
+    assert texts(write(tmp_path / "b.json", '{"text": "a"}')) == ["a"]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        (
-            "a.jsonl",
-            '{"text": "a"}\n{"text": \n',
-            "a.jsonl, row 2: not valid JSON at column 10: Expecting value",
-        ),
-        (
-            "a.jsonl",
-            '{"text": "a"}\n["b"]',
-            "a.jsonl, row 2: expected a JSON object of columns, found list ['b']",
-        ),
-        (
-            "a.json",
-            '{"text": "a"}\n{"text": "b"}\n',
-            "a.json: not valid JSON at line 2, column 1: Extra data; a file of one object per line is named .jsonl",
-        ),
-        ("a.json", '[{"text": "a"}, 3]', "a.json, row 2: expected a JSON object of columns, found int 3"),
-        (
-            "a.json",
-            '{"text": "a"}',
-            'a.json: expected a list of objects or {"data": [...]}; a file of one object per line is named .jsonl',
-        ),
-        ("a.csv", "text\na\n", "PATH: unknown file type '.csv'; expected one of .jsonl, .json, .parquet"),
+        ("a.json", "[1, 2", "a.json: not valid JSON at line 1, column 6: Expecting ',' delimiter"),
+        ("a.csv", "text\na\n", "PATH: unknown file type '.csv'; expected one of .jsonl, .ndjson, .json, .parquet"),
         ("a.jsonl", "\n", "PATH holds no rows (split 'train'); training and evaluation need at least one"),
+        ("a.parquet", "no parquet", "PATH: cannot be read as Parquet: Parquet magic bytes not found in footer."),
+        ("a.jsonl.gz", "no gzip", "PATH: cannot be read: Not a gzipped file (b'no')"),
     ],
 )
 def test_unreadable_files(tmp_path, name, content, expected):
     file = write(tmp_path / name, content)
     with pytest.raises(ValueError) as error:
         load_rows(str(file))
-    assert str(error.value) == expected.replace("PATH", str(file))
-
-
-def test_a_file_that_is_not_utf8(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_bytes('{"text": "é"}'.encode("latin-1"))
-    with pytest.raises(ValueError) as error:
-        load_rows(str(file))
-    assert str(error.value) == "a.jsonl: not UTF-8 text at byte 10; save the file as UTF-8"
+    assert str(error.value).startswith(expected.replace("PATH", str(file)))
 
 
 def test_a_missing_file(tmp_path, monkeypatch):
@@ -132,9 +136,86 @@ def test_a_folder_without_the_split(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load_rows(str(tmp_path), "test")
     assert str(error.value) == (
-        f"{tmp_path}: no files of split 'test'; looked for test.jsonl, test.json, test.parquet and "
-        "test-*.parquet, there and in data/; found train.jsonl"
+        f"{tmp_path}: no files of split 'test'; a file's name or its folder's says the split (train, validation or "
+        "test), and for training those count that say none; found train.jsonl (train)"
     )
+
+
+CONTENT = b'{"text": "a"}\n{"text": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("rows.JSONL", lambda content: content),
+        ("rows.ndjson", lambda content: content),
+        ("rows.jsonl.gz", gzip.compress),
+        ("rows.json.BZ2", bz2.compress),
+        ("rows.jsonl.zst", lambda content: pyarrow.compress(content, "zstd", asbytes=True)),
+    ],
+)
+def test_suffixes_of_any_case_and_compressions(tmp_path, name, pack):
+    (tmp_path / name).write_bytes(pack(CONTENT))
+    assert texts(tmp_path / name) == ["a", "b"]
+    assert texts(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("my-test.jsonl", "test"),
+        ("heldout.parquet", "test"),
+        ("Validation_1.json", "validation"),
+        ("dev/rows.jsonl", "validation"),
+        ("train/part-0.jsonl", "train"),
+        ("test/train-like.jsonl", "train"),
+        ("contest.jsonl", None),
+        ("data/rows.jsonl", None),
+    ],
+)
+def test_a_name_tells_the_split(file, split):
+    assert split_of(Path(file)) == split
+
+
+def test_what_lies_beside_is_named_and_not_read(tmp_path):
+    for name in ("rows.jsonl", "deep/more.jsonl", "my-test.jsonl", "val/rows.jsonl", "README.md", ".hidden.jsonl"):
+        write(tmp_path / name, json.dumps({"text": name}))
+    source = open_source(str(tmp_path))
+    assert [row.origin for row in source.rows()] == ["deep/more.jsonl, row 1", "rows.jsonl, row 1"]
+    assert source.words() == (
+        f"{tmp_path}, train split: deep/more.jsonl (1 rows), rows.jsonl (1 rows); "
+        "beside it and not read: README.md (no data file), "
+        "my-test.jsonl (test), val/rows.jsonl (validation)"
+    )
+    assert texts(tmp_path, "validation") == ["val/rows.jsonl"]
+    assert texts(tmp_path, "eval") == ["val/rows.jsonl"]
+
+
+def test_patterns_choose_the_split_too(tmp_path):
+    for name in ("a/train.jsonl", "b/train.jsonl", "b/test.jsonl"):
+        write(tmp_path / name, json.dumps({"text": name}))
+    assert texts(tmp_path / "*" / "*.jsonl") == ["a/train.jsonl", "b/train.jsonl"]
+    assert texts(tmp_path / "**" / "*.jsonl", "test") == ["b/test.jsonl"]
+    with pytest.raises(FileNotFoundError, match="no files of split 'validation'"):
+        load_rows(str(tmp_path / "*" / "*.jsonl"), "validation")
+
+
+def test_nulls_that_arrow_adds_are_gone_at_every_level(tmp_path):
+    rows = [{"a": {"x": [{"y": 1}]}}, {"a": {"x": [{"z": None, "w": {"u": None}}], "v": 2}}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert [row.values for row in load_rows(str(tmp_path / "rows.parquet"))] == [
+        {"a": {"x": [{"y": 1}]}},
+        {"a": {"x": [{"w": {}}], "v": 2}},
+    ]
+
+
+def test_identity_is_the_content(tmp_path):
+    first, second = write(tmp_path / "a.jsonl", '{"text": "a"}'), write(tmp_path / "b" / "a.jsonl", '{"text": "a"}')
+    assert open_source(str(first)).identity() == open_source(str(second)).identity()
+    before = open_source(str(first)).identity()
+    write(first, '{"text": "b"}')
+    assert open_source(str(first)).identity() != before
 
 
 def test_hub_names_reach_datasets(monkeypatch):
@@ -166,8 +247,20 @@ def test_an_unknown_split_on_the_hub(monkeypatch):
         raise ValueError("Unknown split 'tset'. Should be one of ['train', 'test'].")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "test"])
     with pytest.raises(ValueError) as error:
         load_rows("org/name", "tset")
     assert str(error.value) == (
         "Hub dataset 'org/name', split 'tset': Unknown split 'tset'. Should be one of ['train', 'test']."
     )
+
+
+def test_a_hub_data_set_may_call_its_validation_otherwise(monkeypatch):
+    def load_dataset(name, config, *, split):
+        if split != "dev":
+            raise ValueError(f"Unknown split {split!r}.")
+        return [{"text": "a"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "dev"])
+    assert open_source("org/name", "validation").words() == "org/name, dev split (1 rows)"

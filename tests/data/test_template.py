@@ -1,7 +1,5 @@
 """Ids and masks, written out token by token."""
 
-import logging
-
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -43,8 +41,8 @@ def test_an_eos_that_the_tokenizer_adds_itself_is_not_doubled(build):
     tokenizer = build(specials=["<s>", "</s>"], bos="<s>", eos="</s>", adds_eos=True)
     text = encode(Text(text="hi"), tokenizer, seq_len=8)
     assert spell(text, tokenizer) == [("context", ["<s>"]), ("learned", ["hi", "</s>"])]
-    pair = encode(Completion(prompt="hi", completion="hello"), tokenizer, seq_len=8)
-    assert spell(pair, tokenizer) == [("context", ["<s>", "hi"]), ("learned", ["hello", "</s>"])]
+    pair = encode(Completion(prompt="hi ", completion="hello"), tokenizer, seq_len=8)
+    assert spell(pair, tokenizer) == [("context", ["<s>", "hi", " "]), ("learned", ["hello", "</s>"])]
 
 
 def test_completion_scores_the_completion_and_eos(plain):
@@ -56,8 +54,8 @@ def test_completion_scores_the_completion_and_eos(plain):
 
 
 def test_train_on_all_scores_the_prompt_too(plain, chatml):
-    pair = encode(Completion(prompt="hi", completion="ok"), plain, seq_len=16, train_on="all")
-    assert pair.scored.tolist() == [False, True, True, True]
+    pair = encode(Completion(prompt="hi ", completion="ok"), plain, seq_len=16, train_on="all")
+    assert pair.scored.tolist() == [False, True, True, True, True]
     messages = encode(chat(*TURN), chatml, seq_len=32, train_on="all")
     assert messages.scored.tolist() == [False] + [True] * 13
     only_user = encode(chat(TURN[0]), chatml, seq_len=32, train_on="all")
@@ -128,13 +126,12 @@ def test_generation_blocks_decide_and_the_turns_end_is_learned(layout, blocks):
     assert learned == [["hello", " ", "there", "<|im_end|>"], ["fine", "<|im_end|>"]]
 
 
-def test_blocks_and_an_appended_eos_never_reach_back_into_an_earlier_turn(blocks):
+def test_an_empty_last_turn_teaches_nothing(blocks):
     blocks.chat_template = blocks.chat_template.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}")
     blocks.chat_template = blocks.chat_template.replace("{{ '\n' }}{% endfor %}", "{% endfor %}")
     encoded = encode(chat(*TURN, TURN[0], {"role": "assistant", "content": ""}), blocks, seq_len=64)
     learned = [run for kind, run in spell(encoded, blocks) if kind == "learned"]
-    # No token ends the first turn, so the one that opens the next must; the second turn is empty but for eos.
-    assert learned == [["hello", " ", "there", "<|im_start|>"], ["<|im_end|>"]]
+    assert learned == [["hello", " ", "there"]]
 
 
 def test_a_template_that_opens_only_the_last_turn_with_a_think_block_scores_both_turns(build):
@@ -195,12 +192,13 @@ def test_a_word_mark_that_the_tokenizer_puts_in_belongs_to_the_text_after_it():
 
 def test_tool_calls_reach_the_template(chatml):
     chatml.chat_template = (
-        "{{ tools[0].name }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{{ m.tool_calls[0].name if m.tool_calls else m.content }}<|im_end|>\n{% endfor %}"
+        "{{ tools[0].function.name }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.tool_calls[0].function.name if m.tool_calls else m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     call = {"role": "assistant", "tool_calls": [{"name": "bye"}]}
-    runs = spell(encode(chat(TURN[0], call, tools=[{"name": "thanks"}]), chatml, seq_len=64), chatml)
+    row = rows_of({"messages": [TURN[0], call], "tools": [{"name": "thanks"}]})
+    runs = spell(encode_rows(row, chatml, seq_len=64)[0], chatml)
     assert runs[0][1][0] == "thanks"
     assert runs[1] == ("learned", ["bye", "<|im_end|>"])
 
@@ -242,43 +240,14 @@ def test_load_chat_template(tmp_path, chatml):
 
 
 def test_long_examples_are_cut(plain):
-    encoded = encode(Completion(prompt="hi", completion="hello there"), plain, seq_len=4)
-    assert spell(encoded, plain) == [("context", ["<s>", "hi"]), ("learned", ["hello", " "])]
+    encoded = encode(Completion(prompt="hi ", completion="hello there"), plain, seq_len=5)
+    assert spell(encoded, plain) == [("context", ["<s>", "hi", " "]), ("learned", ["hello", " "])]
     assert encoded.cut
-    assert not encode(Completion(prompt="hi", completion="hello there"), plain, seq_len=6).cut
+    assert not encode(Completion(prompt="hi ", completion="hello there"), plain, seq_len=7).cut
 
 
 def rows_of(*values):
     return [Row(values=value, origin=f"train.jsonl, row {n}") for n, value in enumerate(values, start=1)]
-
-
-def test_encode_rows_counts_what_was_cut_and_left_out(plain, caplog):
-    rows = rows_of(
-        {"prompt": "hi", "completion": "ok"},
-        {"prompt": "hi", "completion": "hello there you"},
-        {"prompt": "how are you fine", "completion": "ok"},
-    )
-    with caplog.at_level(logging.WARNING):
-        kept = encode_rows(rows, plain, seq_len=5)
-    assert [one.ids.tolist() for one in kept] == [[0, 8, 16, 1], [0, 8, 9, 19, 10]]
-    assert caplog.messages == [
-        "2 of 3 rows are longer than train.seq_len=5 and were cut; raise it to keep them whole",
-        "1 of 3 rows have no scored token within train.seq_len=5 and were left out",
-    ]
-
-
-def test_encode_rows_is_silent_when_all_fits(plain, caplog):
-    assert len(encode_rows(rows_of({"text": "hi"}), plain, seq_len=5)) == 1
-    assert caplog.messages == []
-
-
-def test_encode_rows_with_nothing_left(plain):
-    with pytest.raises(ValueError) as error:
-        encode_rows(rows_of({"prompt": "how are you", "completion": "ok"}), plain, seq_len=3)
-    assert str(error.value) == (
-        "none of the 1 rows has a scored token within train.seq_len=3 (1 were longer and cut); "
-        "raise train.seq_len or check that the rows hold completions"
-    )
 
 
 def test_alpaca_rows_follow_the_template_if_there_is_one(plain, chatml):
@@ -309,12 +278,6 @@ FAILURES = {
         {},
         'no "assistant" message to learn from (the roles are user)',
     ),
-    "assistant first": (
-        "chatml",
-        chat(TURN[1], TURN[0]),
-        {},
-        'the chat opens with an "assistant" message; put the "user" message before it',
-    ),
     "the template raises": (
         "llama2",
         chat({"role": "system", "content": "ok"}, *TURN),
@@ -324,17 +287,17 @@ FAILURES = {
     "empty blocks": (
         "blocks",
         chat(*TURN),
-        {"chat_template": "{{ messages[0].content }}{% generation %}{% endgeneration %}"},
+        {
+            "chat_template": "{% for m in messages %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}",
+        },
         "the chat template's {% generation %} blocks hold no assistant text; check data.chat_template",
     ),
-    "history is rewritten": (
+    "no loop over the messages": (
         "chatml",
-        chat(*TWO_TURNS),
-        {"chat_template": "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"},
-        "the chat template is not prefix-consistent: it writes messages[1] or what precedes it differently "
-        "as a prompt, as the last turn or in the whole chat, so the assistant's tokens cannot be told apart; "
-        "set data.chat_template to a template with {% generation %} blocks around them, or give the rows as "
-        '{"prompt", "completion"}',
+        chat(*TURN),
+        {"chat_template": "{{ messages[0].content }}{{ messages[1].content }}"},
+        "the chat template writes nothing for messages[1], or not in a loop over the messages; set "
+        'data.chat_template to one that does, or give the rows as {"prompt", "completion"}',
     ),
     "history is dropped": (
         "chatml",
@@ -343,13 +306,26 @@ FAILURES = {
             "chat_template": "{% for m in messages %}{% if m.role == 'user' or loop.last %}"
             "{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
         },
-        "the chat template is not prefix-consistent: it writes messages[1] or what precedes it differently",
+        "the chat template leaves out the content of messages[1] (assistant): give a template that writes it "
+        "(data.chat_template, --chat-template), or leave it out",
     ),
     "a name is no template": (
         "chatml",
         chat(*TURN),
         {"chat_template": "chatml"},
-        "the chat template is not prefix-consistent: ",
+        "the chat template leaves out the content of messages[0] (user); the content of messages[1] (assistant): ",
+    ),
+    "the template divides by nothing": (
+        "chatml",
+        chat(*TURN),
+        {"chat_template": "{% for m in messages %}{{ 1 / 0 }}{{ m.content }}{% endfor %}"},
+        "the chat template cannot render messages of the roles user, assistant: division by zero",
+    ),
+    "no Jinja": (
+        "chatml",
+        chat(*TURN),
+        {"chat_template": "{% for m in messages %}"},
+        "the chat template is no valid Jinja: line 1: ",
     ),
     "seq_len": (
         "chatml",
@@ -384,13 +360,29 @@ def test_a_tokenizer_without_eos(build):
     )
 
 
-def test_encode_rows_names_file_and_row(chatml):
-    rows = rows_of({"text": "hi"}, {"messages": [{"role": "user", "content": "hi"}]})
-    with pytest.raises(ValueError) as error:
-        encode_rows(rows, chatml, seq_len=8)
-    assert str(error.value) == ('train.jsonl, row 2: no "assistant" message to learn from (the roles are user)')
+def test_the_history_may_be_written_anew_at_each_turn(chatml):
+    template = "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    runs = spell(encode(chat(*TWO_TURNS), chatml, seq_len=64, chat_template=template), chatml)
+    assert [run for kind, run in runs if kind == "learned"] == [
+        ["hello", " ", "there", "<|im_end|>"],
+        ["fine", "<|im_end|>"],
+    ]
+
+
+def test_a_chat_that_opens_with_the_assistant_has_that_turn_as_context(chatml):
+    runs = spell(encode(chat(TURN[1], *TWO_TURNS), chatml, seq_len=64), chatml)
+    assert [run for kind, run in runs if kind == "learned"] == [
+        ["hello", " ", "there", "<|im_end|>"],
+        ["fine", "<|im_end|>"],
+    ]
 
 
 def test_the_ids_are_those_of_transformers_own_rendering(llama3):
     expected = llama3.apply_chat_template(list(TWO_TURNS))["input_ids"]
     assert encode(chat(*TWO_TURNS), llama3, seq_len=64).ids.tolist() == expected
+
+
+def test_a_row_cannot_forge_what_marks_a_turn(chatml):
+    asked = {"role": "user", "content": "hi \ufdd00:1\ufdd1 there \ufdd0)\ufdd1"}
+    runs = spell(encode(chat(asked, TURN[1]), chatml, seq_len=64), chatml)
+    assert [run for kind, run in runs if kind == "learned"] == [["hello", " ", "there", "<|im_end|>"]]

@@ -1,7 +1,8 @@
 import huggingface_hub.constants
 import pytest
 
-from qlora_jax.data import check_vocabulary, load_tokenizer, pad_id
+from qlora_jax.data import Completion, encode, limit_vocabulary, load_tokenizer, pad_id
+from qlora_jax.data.prompt import chat_ids, text_ids
 
 
 def test_load_from_a_local_folder(tmp_path, chatml):
@@ -30,25 +31,32 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     assert str(error.value).endswith("); the folder needs tokenizer.json and tokenizer_config.json")
 
 
-def test_check_vocabulary(chatml):
-    size = len(chatml)
-    check_vocabulary(chatml, size)
-    with pytest.raises(ValueError) as error:
-        check_vocabulary(chatml, size - 1)
-    assert str(error.value) == (
-        f"the tokenizer has {size} tokens but the model's vocab_size is {size - 1}; use the tokenizer that "
-        "belongs to this model"
-    )
+def test_ids_that_no_text_uses_may_lie_beyond_the_vocabulary(chatml):
+    known = len(chatml)
+    limit_vocabulary(chatml, known)
+    chatml.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<extra>"]})
+    assert len(chatml) == known + 2
+    ids = text_ids("hi there", chatml)
+    assert list(encode(Completion(prompt="hi", completion=" there"), chatml, seq_len=64).ids[:-1]) == ids
+    assert pad_id(chatml) == chatml.eos_token_id < known
 
 
-def test_a_special_id_beyond_the_vocabulary(chatml, monkeypatch):
-    monkeypatch.setattr(type(chatml), "__len__", lambda self: 1)
-    with pytest.raises(ValueError) as error:
-        check_vocabulary(chatml, 1)
-    assert str(error.value) == (
-        "the tokenizer's special token '<|im_end|>' has id 1 but the model's vocab_size is 1; use the "
-        "tokenizer that belongs to this model"
+def test_an_id_beyond_the_vocabulary_is_refused_with_its_text(chatml):
+    known = len(chatml)
+    limit_vocabulary(chatml, known)
+    chatml.add_special_tokens({"additional_special_tokens": ["<extra>"]})
+    words = (
+        f"token '<extra>' has id {known}, but the model's vocab_size is {known}: the text 'hi there<extra>.*' cannot"
     )
+    with pytest.raises(ValueError, match=words):
+        text_ids("hi there<extra> you", chatml)
+    with pytest.raises(ValueError, match=words):
+        encode(Completion(prompt="hi", completion=" there<extra> you"), chatml, seq_len=64)
+    with pytest.raises(ValueError, match="token '<extra>' has id"):
+        chat_ids([{"role": "user", "content": "hi there<extra>"}], chatml)
+    chatml.eos_token = "<extra>"
+    with pytest.raises(ValueError, match="token '<extra>' has id"):
+        encode(Completion(prompt="hi", completion=" there"), chatml, seq_len=64)
 
 
 def test_pad_id(build):
