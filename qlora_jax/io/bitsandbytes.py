@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from qlora_jax.io.json_object import parse_object
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.nf4 import CODEBOOKS, NF4Tensor
 from qlora_jax.nf4.tensor import BLOCK, NESTED_BLOCK, packed_shapes
@@ -15,12 +16,26 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def is_nf4(tensors: TensorFolder, name: str) -> bool:
     """Whether bitsandbytes packed the weight `name` in 4 bits."""
-    return any(f"{name}.{STATE}{kind}" in tensors.names for kind in ("nf4", "fp4"))
+    return any(f"{name}.{STATE}{kind}" in tensors for kind in ("nf4", "fp4"))
 
 
-def nf4_dtype(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> str:
-    """What a packed weight is dequantized to, from the JSON beside it; raises as `read_nf4` does."""
-    return _state(tensors, name, shape)["dtype"]
+def nf4_form(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> tuple[bool, str]:
+    """(whether double quantization was used, the dtype that is dequantized to), from the JSON beside a packed weight.
+
+    Raises as `read_nf4` does.
+    """
+    state = _state(tensors, name, shape)
+    return "nested_offset" in state, state["dtype"]
+
+
+def packed_from(tensors: TensorFolder, name: str) -> tuple[str, tuple[int, ...]]:
+    """The dtype and shape that a packed weight had; what they are is checked where the weight is read."""
+    kind = next(kind for kind in ("nf4", "fp4") if f"{name}.{STATE}{kind}" in tensors)
+    state = _json(tensors, f"{name}.{STATE}{kind}")
+    dtype, shape = state.get("dtype"), state.get("shape")
+    if dtype not in DTYPES or not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise ValueError(f"{tensors.file(name)}: {name!r} has dtype {dtype!r} and shape {shape!r} in its quant_state")
+    return dtype, tuple(shape)
 
 
 def quantization_config(*, double: bool, dtype: str) -> dict[str, Any]:
@@ -87,9 +102,9 @@ def write_nf4(name: str, tensor: NF4Tensor) -> dict[str, np.ndarray]:
 def _state(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """The JSON beside a weight, checked."""
     where = f"{tensors.file(name)}: {name!r}"
-    if f"{name}.{STATE}fp4" in tensors.names:
+    if f"{name}.{STATE}fp4" in tensors:
         raise ValueError(f"{where} is fp4, expected nf4: quantize the model with bnb_4bit_quant_type='nf4'")
-    state = json.loads(tensors.read(f"{name}.{STATE}nf4").tobytes())
+    state = _json(tensors, f"{name}.{STATE}nf4")
     expected = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(shape)}
     if "nested_offset" in state:
         expected |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"}
@@ -99,6 +114,10 @@ def _state(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> dict[str
     if state.get("dtype") not in DTYPES:
         raise ValueError(f"{where} has dtype {state.get('dtype')!r}, expected one of {', '.join(DTYPES)}")
     return state
+
+
+def _json(tensors: TensorFolder, name: str) -> dict[str, Any]:
+    return parse_object(tensors.read(name).tobytes(), f"{tensors.file(name)}: {name!r}")
 
 
 def _check_levels(tensors: TensorFolder, name: str) -> None:

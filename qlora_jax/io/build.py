@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,11 +13,13 @@ from flax import nnx
 
 from qlora_jax import int8, nf4
 from qlora_jax.int8.tensor import int8_shapes
+from qlora_jax.io.packing import Form, Forms
 from qlora_jax.lora.init import key_for
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.host_table import HostTable
 from qlora_jax.models.layers import Frozen
+from qlora_jax.models.mixed import MixedStack, places_of
 from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
 from qlora_jax.models.storage import STORAGES
 from qlora_jax.nf4 import NF4Tensor
@@ -109,6 +112,7 @@ def build_model(
     quantization: Quantization | None,
     kind: type[nnx.Variable] = Frozen,
     host_embedding: bool = False,
+    forms: Forms = MappingProxyType({}),
 ) -> Decoder:
     """A decoder from whatever `read` returns.
 
@@ -117,6 +121,8 @@ def build_model(
       quantization: None leaves every weight as it is read.
       kind: Flax variable type of the weights (see Decoder).
       host_embedding: leaves the embedding in host memory, as a HostTable.
+      forms: how the layers of projections are packed, where not all as `quantization` says; what `read` gives packed
+        must be so here.
 
     Raises:
       ValueError: a storage that a model of this geometry, or a weight that is read packed, cannot have.
@@ -126,10 +132,12 @@ def build_model(
     for path, spec in parameter_specs(config).items():
         if host_embedding and path == EMBEDDING:
             values[path] = HostTable(np.array(read(hf_name(path, None), spec)).astype(dtype, copy=False))
-            continue
-        convert = functools.partial(_convert, path=path, spec=spec, dtype=dtype, quantization=quantization)
-        layers = config.num_layers if path.startswith(STACK) else None
-        values[path] = _stack(map(convert, _reads(read, path, spec, layers)), layers)
+        elif path.startswith(STACK):
+            layers = layer_forms(config, path, spec, dtype=dtype, quantization=quantization, forms=forms)
+            weights = (_layer(read(hf_name(path, i), spec), form, dtype) for i, form in enumerate(layers))
+            values[path] = _stack(weights, tuple(form is not None for form in layers))
+        else:
+            values[path] = _table(read(hf_name(path), spec), path, spec, dtype, quantization)
     return Decoder(config, values, kind)
 
 
@@ -140,14 +148,18 @@ def abstract_model(
     quantization: Quantization | None = None,
     kind: type[nnx.Variable] = Frozen,
     host_embedding: bool = False,
+    forms: Forms = MappingProxyType({}),
 ) -> Decoder:
     """A decoder whose weights are shapes only, for what needs its structure but not its values."""
     check_storage(config, quantization, host_embedding)
     values: dict[str, Any] = {}
     for path, spec in parameter_specs(config).items():
-        stack = (config.num_layers,) if path.startswith(STACK) else ()
-        plain = jax.ShapeDtypeStruct((*stack, *spec.shape), jnp.dtype(dtype))
-        values[path] = plain if quantization is None else quantization.shapes(path, spec, plain)
+        if path.startswith(STACK):
+            layers = layer_forms(config, path, spec, dtype=dtype, quantization=quantization, forms=forms)
+            values[path] = _stack_shapes(spec, layers, dtype)
+        else:
+            plain = jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype))
+            values[path] = plain if quantization is None else quantization.shapes(path, spec, plain)
     if host_embedding:
         values[EMBEDDING] = HostTable(values[EMBEDDING])
     return Decoder(config, values, kind)
@@ -169,36 +181,57 @@ def _normal(key: jax.Array, shape: tuple[int, ...], deviation: float) -> jax.Arr
     return jax.random.normal(key, shape, jnp.bfloat16) * jnp.bfloat16(deviation)
 
 
-def _reads(read: Read, path: str, spec: Spec, layers: int | None) -> Iterator[Any]:
-    for layer in [None] if layers is None else range(layers):
-        yield read(hf_name(path, layer), spec)
+def layer_forms(
+    config: ModelConfig, path: str, spec: Spec, *, dtype: str, quantization: Quantization | None, forms: Forms
+) -> tuple[Form | None, ...]:
+    """How every layer of a stack is packed; None where it is not."""
+    usual = Form(quantization.double, dtype) if quantization and spec.projection else None
+    return forms.get(path, (usual,) * config.num_layers)
 
 
-def _convert(value: Any, *, path: str, spec: Spec, dtype: str, quantization: Quantization | None) -> Any:
+def _layer(value: Any, form: Form | None, dtype: str) -> Any:
+    """One layer's weight as it is stored."""
+    if isinstance(value, NF4Tensor):
+        return value
+    value = _cast(value, form.dtype if form else dtype)
+    return nf4.quantize(value, double=form.double) if form else value
+
+
+def _table(value: Any, path: str, spec: Spec, dtype: str, quantization: Quantization | None) -> Any:
+    """A weight outside the layers as it is stored."""
     if isinstance(value, NF4Tensor):
         if quantization is not None and quantization.storage(path, spec) == "int8":
             raise ValueError(f"{path} is stored in NF4 already, int8 was asked for: leave it, or give original weights")
         return value
-    # A host array is cast on the host first: the device never holds a wider copy than it must.
-    value = value.astype(dtype) if isinstance(value, np.ndarray) else jnp.asarray(value, dtype)
-    value = jnp.asarray(value)
+    value = _cast(value, dtype)
     return value if quantization is None else quantization.apply(path, spec, value)
 
 
-def _stack(values: Iterator[Any], layers: int | None) -> Any:
-    """The only value, or all layers' in one stack that is filled in place."""
-    first = next(values)
-    if layers is None:
-        return first
-    stack = _write(_zeros(first, layers), first, 0)
-    for layer, value in enumerate(values, start=1):
-        if isinstance(value, NF4Tensor) != isinstance(first, NF4Tensor):
-            raise NotImplementedError(
-                f"layer {layer} stores a weight otherwise than layer 0: all must be packed, or none"
-            )
+def _cast(value: Any, dtype: str) -> jax.Array:
+    # A host array is cast on the host first: the device never holds a wider copy than it must.
+    return jnp.asarray(value.astype(dtype) if isinstance(value, np.ndarray) else jnp.asarray(value, dtype))
+
+
+def _stack(values: Iterator[Any], packed: tuple[bool, ...]) -> Any:
+    """All layers' weights in one stack that is filled in place; a MixedStack where only some are packed."""
+    stacks: dict[bool, Any] = {}
+    places = places_of(packed)
+    for value, kind, place in zip(values, packed, places, strict=True):
+        if kind not in stacks:
+            stacks[kind] = _zeros(value, packed.count(kind))
         # One tensor at a time is in flight: without the wait the host would read far ahead of the device.
-        stack = jax.block_until_ready(_write(stack, value, layer))
-    return stack
+        stacks[kind] = jax.block_until_ready(_write(stacks[kind], value, place if kind else -1 - place))
+    return MixedStack(stacks[True], stacks[False], places) if len(stacks) == 2 else stacks.popitem()[1]
+
+
+def _stack_shapes(spec: Spec, layers: tuple[Form | None, ...], dtype: str) -> Any:
+    """The stack as shapes."""
+    packed, forms = tuple(form is not None for form in layers), [form for form in layers if form]
+    plain = jax.ShapeDtypeStruct((len(layers) - len(forms), *spec.shape), jnp.dtype(dtype))
+    if not forms:
+        return plain
+    codes = packed_shapes(spec.shape, forms[0].dtype, double=forms[0].double, stack=(len(forms),))
+    return codes if all(packed) else MixedStack(codes, plain, places_of(packed))
 
 
 def _zeros(value: Any, layers: int) -> Any:

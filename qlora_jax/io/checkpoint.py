@@ -1,6 +1,8 @@
 """Checkpoints of a run with Orbax: the adapters and the optimizer's state, never the base."""
 
 import errno
+import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ class Checkpoints:
         step = self._manager.best_step()
         if step is None:
             raise ValueError("no checkpoint of this run was evaluated: set data.eval, or name a step")
+        if not math.isfinite(self._manager.metrics(step)["eval_loss"]):
+            raise ValueError("no checkpoint of this run has a finite eval_loss: name a step")
         return step
 
     def save(self, step: int, adapters: Any, opt_state: Any, meta: dict[str, Any], metrics: dict | None = None) -> None:
@@ -60,6 +64,18 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta),
         )
         self._manager.save(step, args=items, metrics=metrics)
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Notes what an evaluation of a checkpoint gave that was saved without one, all of it or nothing."""
+        whole = self._folder / str(step) / "metrics"  # where Orbax keeps them
+        partial = whole.with_name(".metrics")
+        if whole.exists():
+            return
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        (partial / "metrics").write_text(json.dumps(metrics))
+        partial.rename(whole)
+        self._manager.reload()
 
     def _check_room(self, *trees: Any) -> None:
         """A disk that fills up while Orbax writes makes its threads print a hundred tracebacks: look before."""
@@ -100,7 +116,9 @@ class Checkpoints:
 
 
 def _negative_loss(metrics: dict) -> float:
-    return -metrics["eval_loss"]
+    """To be as high as can be; what is no number, as earlier versions recorded it, is the worst."""
+    loss = metrics["eval_loss"]
+    return -math.inf if math.isnan(loss) else -loss
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """Loading a Hugging Face model folder into a decoder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 from flax import nnx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -18,16 +16,19 @@ from huggingface_hub.errors import (
 
 from qlora_jax.io.bitsandbytes import is_nf4, read_nf4
 from qlora_jax.io.build import Quantization, build_model, random_read
+from qlora_jax.io.foreign import ORIGINAL, quantized_names
 from qlora_jax.io.identity import BaseIdentity
+from qlora_jax.io.model_config import read_config
+from qlora_jax.io.packing import all_packed, folder_forms, report_kept
 from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.io.tied import read_head_as_embedding
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.families import FAMILIES
 from qlora_jax.models.layers import Frozen
 from qlora_jax.models.parameters import Spec, hf_name, parameter_specs
 from qlora_jax.nf4 import dequantize
 
-FLOATS = ("BF16", "F16", "F32")
+FLOATS = ("BF16", "F16", "F32", "F64")
 DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -59,7 +60,8 @@ def load_model(
     Args:
       folder: holds config.json and safetensors files.
       dtype: "bfloat16", "float16" or "float32".
-      quant: "nf4" packs (or keeps packed), "none" unpacks, "auto" keeps what the folder holds.
+      quant: "nf4" packs every projection (or keeps it packed), "none" unpacks, "auto" keeps what the folder holds;
+        "qlora", for training, packs every projection unless the folder packs some: then it keeps the others.
       quantization: how to pack; the default Quantization() where None.
       kind: Flax variable type of the weights.
       host_embedding: leaves the embedding in host memory (models/host_table.py).
@@ -67,16 +69,23 @@ def load_model(
     Raises:
       FileNotFoundError, ValueError, NotImplementedError: with the name of what is missing, wrong or unsupported.
     """
-    config = read_config(folder)
-    tensors = TensorFolder(folder)
-    check_names(config, tensors)
+    config, tensors = open_folder(folder)
     identity = BaseIdentity(tensors)
 
     def read(name: str, spec: Spec) -> Any:
         return _read(tensors, name, spec, identity, unpack=quant == "none")
 
-    pack = (quantization or Quantization()) if quant == "nf4" else None
-    model = build_model(config, read, dtype=dtype, quantization=pack, kind=kind, host_embedding=host_embedding)
+    forms = {} if quant == "none" else folder_forms(config, tensors)
+    report_kept(folder, forms, packed=quant == "nf4")
+    model = build_model(
+        config,
+        read,
+        dtype=dtype,
+        quantization=(quantization or Quantization()) if quant in ("nf4", "qlora") else None,
+        kind=kind,
+        host_embedding=host_embedding,
+        forms=all_packed(forms) if quant == "nf4" else forms,
+    )
     return LoadedModel(model, identity.hexdigest(), folder)
 
 
@@ -118,20 +127,19 @@ def resolve_folder(path: str) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The decoder configuration of a folder's (or a file's) config.json."""
-    file = folder if folder.is_file() else folder / "config.json"
-    if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist: a Hugging Face model folder holds one")
-    try:
-        values = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no JSON ({error}): download it again") from error
-    family = values.get("model_type")
-    if family not in FAMILIES:
-        raise NotImplementedError(f"{file}: model_type {family!r} is not supported; these are: {', '.join(FAMILIES)}")
-    values.pop("quantization_config", None)
-    return FAMILIES[family].from_hf(transformers.AutoConfig.for_model(**values))
+def open_folder(folder: Path) -> tuple[ModelConfig, TensorFolder]:
+    """A checkpoint's configuration and its tensors, by the names that the decoder's parameters have.
+
+    Raises:
+      FileNotFoundError, ValueError, NotImplementedError: as `read_config` and `TensorFolder`; tensors that are missing
+        or that the decoder would ignore.
+    """
+    config = read_config(folder)
+    tensors = TensorFolder(folder)
+    if config.tie_embeddings:
+        read_head_as_embedding(tensors)
+    check_names(config, tensors)
+    return config, tensors
 
 
 def check_names(config: ModelConfig, tensors: TensorFolder) -> None:
@@ -140,9 +148,13 @@ def check_names(config: ModelConfig, tensors: TensorFolder) -> None:
     for path in parameter_specs(config):
         stacked = path.startswith("layers.")
         wanted |= {hf_name(path, layer) for layer in range(config.num_layers if stacked else 1)}
+    foreign = quantized_names(tensors.names)
+    if foreign:
+        raise NotImplementedError(f"{tensors.folder} is quantized with {foreign}, which is not read: {ORIGINAL}")
     missing = sorted(wanted - tensors.names)
     if missing:
-        raise ValueError(f"{tensors.folder} lacks {len(missing)} of {len(wanted)} tensors, {missing[0]!r} first")
+        why = " (config.json has tie_word_embeddings=false: it must be there)" if missing == ["lm_head.weight"] else ""
+        raise ValueError(f"{tensors.folder} lacks {len(missing)} of {len(wanted)} tensors, {missing[0]!r} first{why}")
     extra = sorted(name for name in tensors.names - wanted if not _harmless(name, config, wanted))
     if extra:
         raise ValueError(
@@ -151,7 +163,10 @@ def check_names(config: ModelConfig, tensors: TensorFolder) -> None:
 
 
 def _harmless(name: str, config: ModelConfig, wanted: set[str]) -> bool:
-    """Whether a tensor can be left unread: derived frequencies, a tied head's copy, a packed weight's scales."""
+    """Whether a tensor can be left unread: derived frequencies, the tied head's copy, a packed weight's scales.
+
+    That a tied head is a copy was looked at when the configuration was read: with another one it is not tied.
+    """
     tied = name == "lm_head.weight" and config.tie_embeddings
     scales = any(name.rsplit(".", dots)[0] in wanted for dots in (1, 2))
     return tied or scales or name.endswith("rotary_emb.inv_freq")

@@ -1,14 +1,48 @@
 """Which base a folder holds: a digest of its tensors, or for a quantized copy that of the model it was made from."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
+from qlora_jax.io.bitsandbytes import is_nf4, packed_from
+from qlora_jax.io.json_object import read_object
 from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.io.sample import LETTERS, Point, packed_point, plain_point, same_values, to_text
 
 RECORD = "qlora_jax.json"
+SAMPLE = "base_sample"  # in records: a few values of the base
+
+
+class BaseHash(str):
+    """A base's digest, 32 hexadecimal digits, with what else tells whether an adapter was trained on the base.
+
+    As a text it is what has always been recorded, and equal to that of the same bytes.
+    """
+
+    points: list[Point]
+
+    @classmethod
+    def of(cls, digest: str, points: list[Point]) -> "BaseHash":
+        found = cls(digest)
+        found.points = points
+        return found
+
+    @property
+    def sample(self) -> str:
+        """A few of the base's values, for an adapter's record."""
+        return to_text(self.points)
+
+    def holds(self, sample: str) -> bool:
+        """Whether a recorded sample is of this base in other dtypes, or packed."""
+        return same_values(sample, self.points)
+
+
+def sample_record(base_hash: str | None) -> dict[str, str]:
+    """What stands beside a base's hash in a record; nothing for a base of random weights."""
+    return {SAMPLE: base_hash.sample} if isinstance(base_hash, BaseHash) else {}
 
 
 class BaseIdentity:
@@ -20,23 +54,32 @@ class BaseIdentity:
     def __init__(self, tensors: TensorFolder):
         self._tensors = tensors
         self._digests: dict[str, str] = {}
-        record = tensors.folder / RECORD
-        self._source = json.loads(record.read_text())["base_hash"] if record.exists() else None
+        self._points: dict[str, Point] = {}
+        self._source = _recorded(tensors.folder / RECORD)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor's values, taken in."""
         value = self._tensors.read(name)
+        if name in self._tensors.copies:
+            return value
         self._add(name, value)
+        if value.dtype.name in LETTERS or is_nf4(self._tensors, name):
+            self._points[name] = self._point(name, value)
         for part in self._tensors.parts(name):
             self._add(part, self._tensors.read(part))
         return value
 
-    def hexdigest(self) -> str:
-        """The identity, 32 hexadecimal digits: the recorded source's where the folder is a quantized copy."""
-        if self._source is not None:
-            return self._source
+    def hexdigest(self) -> BaseHash:
+        """The identity: the recorded source's where the folder is a quantized copy."""
         listing = "".join(f"{n}:{d}\n" for n, d in sorted(self._digests.items()))
-        return xxhash.xxh3_128(listing.encode()).hexdigest()
+        digest = xxhash.xxh3_128(listing.encode()).hexdigest() if self._source is None else self._source
+        return BaseHash.of(digest, [point for _, point in sorted(self._points.items())])
+
+    def _point(self, name: str, value: np.ndarray) -> Point:
+        if is_nf4(self._tensors, name):
+            dtype, shape = packed_from(self._tensors, name)
+            return packed_point(value, math.prod(shape), dtype)
+        return plain_point(value)
 
     def _add(self, name: str, value: np.ndarray) -> None:
         digest = xxhash.xxh3_128(f"{name} {value.dtype} {value.shape} ".encode())
@@ -47,3 +90,13 @@ class BaseIdentity:
 def record_source(folder: Path, identity: str) -> None:
     """Notes beside a quantized copy which base it was made from, so that the base's adapters fit it."""
     (folder / RECORD).write_text(json.dumps({"base_hash": identity}, indent=2) + "\n")
+
+
+def _recorded(record: Path) -> str | None:
+    """The hash in a quantized copy's record; None where there is none."""
+    if not record.exists():
+        return None
+    source = read_object(record).get("base_hash")
+    if not isinstance(source, str):
+        raise ValueError(f"{record}: base_hash is {source!r}, expected a text: quantize the model again, or delete it")
+    return source

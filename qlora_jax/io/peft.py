@@ -1,24 +1,29 @@
 """Adapters in PEFT's folder format: writing, reading, and putting one on a decoder."""
 
+import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from qlora_jax.io.chat_template import FILES, Templates, read_chat_template, write_chat_template
 from qlora_jax.io.folder import new_folder
-from qlora_jax.io.identity import RECORD
+from qlora_jax.io.foreign import adapter_elsewhere
+from qlora_jax.io.identity import RECORD, SAMPLE, BaseHash, sample_record
 from qlora_jax.io.model_card import adapter_card
 from qlora_jax.io.peft_config import CONFIG, from_peft, read_settings, to_peft
+from qlora_jax.io.peft_keys import PREFIX, Pair, pairs
+from qlora_jax.io.record import read_record
+from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.shards import write_safetensors
 from qlora_jax.lora import LoRA, LoraConfig, Target, resolve_targets
+from qlora_jax.lora.targets import OUTPUT_LAYER
 from qlora_jax.models.adapters import linears, module_names
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
@@ -27,12 +32,7 @@ from qlora_jax.models.parameters import STACK, hf_name, linear_modules, paramete
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 CARD = "README.md"
-PREFIX = "base_model.model."
-KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
-DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-
-# A [r, K] and B [N, r] of one module.
-Pair = tuple[np.ndarray, np.ndarray]
+OWN = (CONFIG, WEIGHTS, CARD, RECORD, *FILES)  # what an adapter folder of ours may hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class Adapter:
       base: the model that it was trained on, a Hub name or a path; None where the folder does not say.
       base_hash: that model's content hash; None in folders that PEFT wrote.
       extra: what else was recorded beside it, such as how the base was quantized.
+      chat_template: those in its folder, which it was trained with; None leaves the base's.
     """
 
     lora: LoraConfig
@@ -52,6 +53,7 @@ class Adapter:
     base: str | None
     base_hash: str | None
     extra: Mapping[str, Any]
+    chat_template: Templates | None = None
 
     @property
     def targets(self) -> dict[str, Target]:
@@ -68,6 +70,7 @@ def write_adapter(
     base: str,
     base_hash: str | None,
     extra: Mapping[str, Any] | None = None,
+    chat_template: Templates | None = None,
 ) -> None:
     """Writes the adapter of `model` as a folder that PEFT loads, in place of one that is there already.
 
@@ -75,6 +78,7 @@ def write_adapter(
       targets: the adapted modules, as `add_adapters` and `attach_adapter` return them.
       base: name or path of the base model, for base_model_name_or_path.
       base_hash: its content hash; recorded in qlora_jax.json together with `extra`.
+      chat_template: what chats were rendered with; None where there was no template.
 
     Raises:
       FileExistsError: the folder holds anything but an adapter.
@@ -89,15 +93,21 @@ def write_adapter(
     settings = to_peft(lora, targets, linear_modules(model.config), base)
     needed = sum(value.nbytes for value in tensors.values())
     parameters = sum(value.size for value in tensors.values())
-    with new_folder(folder, needed=needed, replaceable=(CONFIG, WEIGHTS, CARD, RECORD)) as partial:
+    with new_folder(folder, needed=needed, replaceable=OWN) as partial:
         write_safetensors(partial / WEIGHTS, tensors)
         _write_json(partial / CONFIG, settings)
-        _write_json(partial / RECORD, {"base_hash": base_hash, **(extra or {})})
+        _write_json(partial / RECORD, {"base_hash": base_hash, **sample_record(base_hash), **(extra or {})})
         (partial / CARD).write_text(adapter_card(lora, base, parameters))
+        if chat_template is not None:
+            write_chat_template(partial, chat_template)
 
 
-def read_adapter(folder: str | Path) -> Adapter:
+def read_adapter(folder: str | Path, base: TensorFolder | None = None) -> Adapter:
     """Reads an adapter folder of PEFT's or of `write_adapter`.
+
+    Args:
+      base: the tensors of its base. With them, whole layers that PEFT saved beside A and B may be there if they are the
+        base's own.
 
     Raises:
       FileNotFoundError: no such folder, or a file of it is absent.
@@ -107,13 +117,20 @@ def read_adapter(folder: str | Path) -> Adapter:
     folder = Path(folder)
     _check_files(folder)
     settings = read_settings(folder / CONFIG)
-    weights = _pairs(folder / WEIGHTS, _load(folder / WEIGHTS))
+    weights = pairs(folder / WEIGHTS, _load(folder / WEIGHTS), base)
     lora = from_peft(settings, list(weights))
     _check_ranks(folder, lora, weights)
-    record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).exists() else {}
+    record = read_record(folder / RECORD) if (folder / RECORD).exists() else {}
     base_hash = record.pop("base_hash", None)
     base = settings.get("base_model_name_or_path")
-    return Adapter(lora=lora, weights=weights, base=base, base_hash=base_hash, extra=record)
+    return Adapter(
+        lora=lora,
+        weights=weights,
+        base=base,
+        base_hash=base_hash,
+        extra=record,
+        chat_template=read_chat_template(folder),
+    )
 
 
 def attach_adapter(model: Decoder, adapter: Adapter, *, base_hash: str | None) -> dict[str, Target]:
@@ -131,6 +148,8 @@ def attach_adapter(model: Decoder, adapter: Adapter, *, base_hash: str | None) -
     check_base(adapter, base_hash)
     check_fits(adapter, model.config)
     targets = adapter.targets
+    if OUTPUT_LAYER in targets and model.lm_head is None:
+        model.untie()
     for path, linear in linears(model):
         own = {name: targets[name] for name in module_names(model.config, path) if name in targets}
         linear.lora = _stacked(adapter, model.config, path, own) if own else None
@@ -138,7 +157,13 @@ def attach_adapter(model: Decoder, adapter: Adapter, *, base_hash: str | None) -
 
 
 def check_base(adapter: Adapter, base_hash: str | None) -> None:
-    """Refuses an adapter that records another base than the one with this content hash. Raises ValueError."""
+    """Refuses an adapter that records another base than the one with this content hash. Raises ValueError.
+
+    The same base in another 16- or 32-bit dtype is no other one, nor is the original of a base in 4 bits.
+    """
+    sample = adapter.extra.get(SAMPLE)
+    if isinstance(base_hash, BaseHash) and isinstance(sample, str) and base_hash.holds(sample):
+        return
     if None not in (adapter.base_hash, base_hash) and adapter.base_hash != base_hash:
         raise ValueError(
             f"adapter for another base: it was trained on {adapter.base!r} with content hash "
@@ -148,14 +173,18 @@ def check_base(adapter: Adapter, base_hash: str | None) -> None:
 
 
 def check_fits(adapter: Adapter, config: ModelConfig) -> None:
-    """Refuses an adapter whose modules or shapes are not the model's. Raises ValueError."""
+    """Refuses an adapter whose modules or shapes are not the model's. Raises ValueError.
+
+    Of a model whose embedding is its output layer, too, the output layer alone may be adapted, as in PEFT.
+    """
     modules = linear_modules(config)
-    layers, specs = range(config.num_layers), parameter_specs(config)
+    layers, specs = range(config.num_layers), parameter_specs(dataclasses.replace(config, tie_embeddings=False))
     shapes = {hf_name(path, layer): spec.shape for path, spec in specs.items() for layer in layers}
     for name, (A, B) in adapter.weights.items():
-        if name not in modules:
+        if name not in modules and name != OUTPUT_LAYER:
+            why = " (it was trained on the model without its output layer)" if f"model.{name}" in modules else ""
             raise ValueError(
-                f"the adapter has weights for {name!r}, which this {config.family} model of "
+                f"the adapter has weights for {name!r}{why}, which this {config.family} model of "
                 f"{config.num_layers} layers lacks: give the adapter's own base"
             )
         n, k = shapes[f"{name}.weight"]
@@ -164,7 +193,8 @@ def check_fits(adapter: Adapter, config: ModelConfig) -> None:
                 raise ValueError(
                     f"lora_{matrix} of {name!r} is {got.shape}, this model needs {want}: give the adapter's own base"
                 )
-    absent = sorted(resolve_targets(adapter.lora, modules).keys() - adapter.weights.keys())
+    resolved = resolve_targets(adapter.lora, sorted({*modules, *adapter.weights}))
+    absent = sorted(resolved.keys() - adapter.weights.keys())
     if absent:
         raise ValueError(
             f"the adapter's target_modules cover {absent[0]!r}, for which it has no weights: save the adapter again"
@@ -192,6 +222,9 @@ def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str,
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give one with an adapter of PEFT's or qlora-jax's")
+    elsewhere = None if (folder / WEIGHTS).exists() else adapter_elsewhere(folder)
+    if elsewhere:
+        raise ValueError(elsewhere)
     if (folder / PICKLE).exists() and not (folder / WEIGHTS).exists():
         raise ValueError(
             f"{folder / PICKLE} is a pickle, which can run code when it is read: save the adapter again as "
@@ -209,37 +242,6 @@ def _load(file: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{file} ({file.stat().st_size} bytes) is truncated or no safetensors file ({error}): copy it again"
         ) from error
-
-
-def _pairs(file: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Pair]:
-    """The tensors as A and B of each module, in the order of the modules' names."""
-    matrices: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in sorted(tensors.items()):
-        match = KEY.fullmatch(key)
-        if not match:
-            raise NotImplementedError(
-                f"{file}: tensor {key!r} is not supported, only lora_A and lora_B of linear layers are "
-                f"(PEFT's save_pretrained(save_embedding_layers=False) leaves whole embeddings out)"
-            )
-        _check_values(file, key, value)
-        matrices.setdefault(match["module"], {})[match["matrix"]] = value
-    if not matrices:
-        raise ValueError(f"{file} holds no tensors: save the adapter again")
-    for module, found in matrices.items():
-        if len(found) == 1:
-            raise ValueError(
-                f"{file} holds lora_{min(found)} of {module!r} without its counterpart: save the adapter again"
-            )
-    return {module: (found["A"], found["B"]) for module, found in matrices.items()}
-
-
-def _check_values(file: Path, key: str, value: np.ndarray) -> None:
-    if value.ndim != 2 or value.dtype not in DTYPES:
-        raise ValueError(
-            f"{file}: {key!r} is {value.dtype} {value.shape}, expected a float32, float16 or bfloat16 matrix"
-        )
-    if not np.isfinite(value).all():
-        raise ValueError(f"{file}: {key!r} holds NaN or infinite values: take an earlier checkpoint of the adapter")
 
 
 def _check_ranks(folder: Path, lora: LoraConfig, weights: Mapping[str, Pair]) -> None:

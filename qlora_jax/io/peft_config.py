@@ -1,13 +1,17 @@
 """LoraConfig to PEFT's adapter_config.json and back."""
 
 import dataclasses
-import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlora_jax.io.bounded_json import read_object
+from qlora_jax.io.peft_types import check_types
 from qlora_jax.lora import LoraConfig, Target, resolve_targets
+from qlora_jax.lora.patterns import check_patterns
+from qlora_jax.lora.targets import whole_paths
 
 CONFIG = "adapter_config.json"
 REQUIRED = ("r", "lora_alpha", "target_modules")
@@ -18,7 +22,7 @@ UNSUPPORTED = (
     *("kasa_config", "monteclora_config", "velora_config"),
 )
 # Initializations that leave the base model's weights as they were.
-INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 
 
 def to_peft(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str], base: str) -> dict[str, Any]:
@@ -48,20 +52,18 @@ def read_settings(file: Path) -> dict[str, Any]:
     """adapter_config.json, refused unless A and B of a plain LoRA or rsLoRA are all there is.
 
     Raises:
-      ValueError: no JSON object, or a setting that is absent.
-      NotImplementedError: a method or setting that qlora-jax does not have.
+      ValueError: no JSON object, or a setting that is absent or of another type.
+      NotImplementedError: a method or setting that qlora-jax does not have, or a pattern that could take long to match.
     """
-    try:
-        settings = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no JSON ({error}): save the adapter again") from error
+    settings = read_object(file)
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise NotImplementedError(f"{file}: peft_type {kind!r} is not supported, only 'LORA'")
+        raise NotImplementedError(f"{file}: peft_type {reprlib.repr(kind)} is not supported, only 'LORA'")
     absent = [key for key in REQUIRED if settings.get(key) is None]
     if absent:
         raise ValueError(f"{file} lacks {absent[0]!r}: save the adapter again")
     _refuse_unsupported(file, settings)
+    check_types(file, settings)
     return settings
 
 
@@ -70,7 +72,7 @@ def from_peft(settings: Mapping[str, Any], modules: Sequence[str]) -> LoraConfig
     return LoraConfig(
         rank=settings["r"],
         alpha=settings["lora_alpha"],
-        dropout=settings.get("lora_dropout", 0.0),
+        dropout=settings.get("lora_dropout") or 0.0,
         targets=_targets(settings, modules),
         variant="rslora" if settings.get("use_rslora") else "lora",
         rank_pattern=settings.get("rank_pattern") or {},
@@ -82,13 +84,16 @@ def _refuse_unsupported(file: Path, settings: Mapping[str, Any]) -> None:
     supported = "only LoRA and rsLoRA on linear layers are"
     for key in UNSUPPORTED:
         if settings.get(key):
-            raise NotImplementedError(f"{file}: {key}={settings[key]!r} is not supported, {supported}")
+            raise NotImplementedError(f"{file}: {key}={reprlib.repr(settings[key])} is not supported, {supported}")
     if settings.get("bias", "none") != "none":
-        raise NotImplementedError(f"{file}: bias={settings['bias']!r} is not supported, {supported} (bias='none')")
+        raise NotImplementedError(
+            f"{file}: bias={reprlib.repr(settings['bias'])} is not supported, {supported} (bias='none')"
+        )
     initial = settings.get("init_lora_weights")
+    initial = initial.lower() if isinstance(initial, str) else initial
     if initial not in INITIALIZATIONS:
         raise NotImplementedError(
-            f"{file}: init_lora_weights={initial!r} changes the base model's weights: convert the adapter "
+            f"{file}: init_lora_weights={reprlib.repr(initial)} changes the base model's weights: convert the adapter "
             f"with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"
         )
 
@@ -110,13 +115,23 @@ def _exact(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[st
     ranks, alphas = dict(sorted(lora.rank_pattern.items())), dict(sorted(lora.alpha_pattern.items()))
     suffixes = tuple(sorted({name.rsplit(".", 1)[-1] for name in targets}))
     paths = tuple(sorted(targets))
-    for names in (suffixes, paths):
+    for names in (suffixes, paths) if _readable(ranks, alphas) else ():
         candidate = dataclasses.replace(lora, targets=names, rank_pattern=ranks, alpha_pattern=alphas)
         if resolve_targets(candidate, modules) == targets:
             return candidate
     ranks = {name: targets[name].rank for name in paths}
     alphas = {name: targets[name].scale / lora.scale(targets[name].rank, 1.0) for name in paths}
     return dataclasses.replace(lora, targets=paths, rank_pattern=ranks, alpha_pattern=alphas)
+
+
+def _readable(*patterns: Mapping[str, float]) -> bool:
+    """Whether reading the file again would take them; a config may hold others, such as lookaheads."""
+    try:
+        for keys in patterns:
+            check_patterns(whole_paths(keys))
+    except (ValueError, NotImplementedError):
+        return False
+    return True
 
 
 def _number(alpha: float) -> float | int:

@@ -1,11 +1,13 @@
 """One view over a folder's safetensors files, single or sharded, read a tensor at a time."""
 
-import json
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from qlora_jax.io.foreign import other_weights
+from qlora_jax.io.json_object import read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -13,7 +15,13 @@ DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F16": np.float16,
     "F32": np.float32,
+    "F64": np.float64,
     "U8": np.uint8,
+    # Packed codes are bytes whatever their file calls them (bnb_4bit_quant_storage).
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
 }
 
 
@@ -28,12 +36,17 @@ class TensorFolder:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._files: dict[str, safe_open] = {}
+        self._stored_as: dict[str, str] = {}
+        self.copies: set[str] = set()  # names that stand for what has another one
         self._file_of = self._locate()
 
     @property
     def names(self) -> set[str]:
         """Every tensor's name."""
         return set(self._file_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header alone."""
@@ -48,13 +61,23 @@ class TensorFolder:
         dtype = self.dtype(name)
         if dtype not in DTYPES:
             raise ValueError(f"{self.file(name)}: tensor {name!r} is {dtype}, expected one of {', '.join(DTYPES)}")
-        return self._open(self._file_of[name]).get_tensor(name).view(DTYPES[dtype])
+        return self._open(self._file_of[name]).get_tensor(self._stored_as.get(name, name)).view(DTYPES[dtype])
 
     def file(self, name: str) -> Path:
         """The file that holds a tensor."""
         if name not in self._file_of:
             raise ValueError(f"{self.folder} holds no tensor {name!r}")
         return self.folder / self._file_of[name]
+
+    def rename(self, stored: str, name: str) -> None:
+        """Lets a tensor be known as `name` instead of as its file says."""
+        self._file_of[name] = self._file_of.pop(stored)
+        self._stored_as[name] = stored
+
+    def copy(self, stored: str, name: str) -> None:
+        """Lets a tensor be known as `name`, too."""
+        self._file_of[name], self._stored_as[name] = self._file_of[stored], self._stored_as.get(stored, stored)
+        self.copies.add(name)
 
     def parts(self, name: str) -> list[str]:
         """The tensors that belong to a packed weight beside its codes: those named `name.…`."""
@@ -68,10 +91,9 @@ class TensorFolder:
         raise FileNotFoundError(_nothing_to_read(self.folder))
 
     def _locate_shards(self) -> dict[str, str]:
-        try:
-            file_of = json.loads((self.folder / INDEX).read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.folder / INDEX} is no index of shards ({error!r}): download it again") from error
+        file_of = read_object(self.folder / INDEX).get("weight_map")
+        if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
+            raise ValueError(f"{self.folder / INDEX} is no index of shards (weight_map): download it again")
         for file in sorted(set(file_of.values())):
             if not (self.folder / file).exists():
                 raise FileNotFoundError(
@@ -86,7 +108,7 @@ class TensorFolder:
 
     def _slice(self, name: str):
         self.file(name)
-        return self._open(self._file_of[name]).get_slice(name)
+        return self._open(self._file_of[name]).get_slice(self._stored_as.get(name, name))
 
     def _open(self, file: str):
         if file not in self._files:
@@ -104,6 +126,4 @@ class TensorFolder:
 def _nothing_to_read(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder: give one with a Hugging Face checkpoint (config.json, *.safetensors)"
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
-        return f"{folder} holds pickled PyTorch weights only: convert them to safetensors first (save_pretrained does)"
-    return f"{folder} holds neither {SINGLE} nor {INDEX}"
+    return other_weights(folder) or f"{folder} holds neither {SINGLE} nor {INDEX}: download it again"

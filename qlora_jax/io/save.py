@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qlora_jax.io.chat_template import Templates
 from qlora_jax.io.companions import write_companions
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.shards import write_shards
@@ -13,8 +14,10 @@ from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.parameters import STACK, hf_name, parameter_specs
 
 
-def write_model(model: Decoder, out: Path, source: Path | None) -> None:
+def write_model(model: Decoder, out: Path, source: Path | None, *, chat_template: Templates | None = None) -> None:
     """Writes the weights beside the configuration and tokenizer files of `source`, replacing the folder whole.
+
+    `chat_template` takes the place of the source's.
 
     Raises:
       OSError: with the system's errno, such as ENOSPC; the folder is then as it was.
@@ -24,7 +27,9 @@ def write_model(model: Decoder, out: Path, source: Path | None) -> None:
     earlier = [file.name for file in out.iterdir()] if out.is_dir() else []
     with new_folder(out, needed=needed, replaceable=earlier) as fresh:
         if source is not None:
-            write_companions(source, fresh, dtype=str(next(iter(weights.values())).dtype))
+            dtype = str(next(iter(weights.values())).dtype)
+            tied = model.config.tie_embeddings
+            write_companions(source, fresh, dtype=dtype, tied=tied, chat_template=chat_template)
         write_shards(fresh, _tensors(weights, model.config.num_layers))
 
 

@@ -1,10 +1,10 @@
 """Which modules get an adapter: PEFT's matching rules over a model's module paths."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from qlora_jax.lora.config import LoraConfig
+from qlora_jax.lora.patterns import patterns_of
 
 # "all-linear" leaves the output layer out, as PEFT does.
 OUTPUT_LAYER = "lm_head"
@@ -31,7 +31,8 @@ def _matching(targets: str | tuple[str, ...], modules: Sequence[str]) -> set[str
     if targets == "all-linear":
         return {name for name in modules if name != OUTPUT_LAYER}
     if isinstance(targets, str):
-        return _required(targets, {name for name in modules if re.fullmatch(targets, name)}, modules)
+        pattern = patterns_of((targets,))
+        return _required(targets, {name for name in modules if pattern.first(name) is not None}, modules)
     chosen = [_required(t, {name for name in modules if f".{name}".endswith(f".{t}")}, modules) for t in targets]
     return set().union(*chosen)
 
@@ -53,5 +54,11 @@ def _target(config: LoraConfig, name: str) -> Target:
     return Target(rank, config.scale(rank, alpha))
 
 
+def whole_paths(keys: Iterable[str]) -> tuple[str, ...]:
+    """The keys of rank_pattern or alpha_pattern as patterns for whole paths: each stands for the end of one."""
+    return tuple(rf"(.*\.)?({key})" for key in keys)
+
+
 def _exception(pattern: Mapping[str, float], name: str, default: float):
-    return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
+    found = patterns_of(whole_paths(pattern)).first(name)
+    return default if found is None else list(pattern.values())[found]

@@ -13,7 +13,7 @@ from qlora_jax.models.cache import empty_cache
 from qlora_jax.models.config import DTYPES
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.train.config import Config
-from qlora_jax.train.setup import quantization
+from qlora_jax.train.setup import planned_forms, quantization
 
 
 def abstract_decode_step(config: Config, batch: int, slots: int) -> tuple[Any, tuple]:
@@ -28,7 +28,8 @@ def abstract_decode_step(config: Config, batch: int, slots: int) -> tuple[Any, t
     """
     geometry = read_config(Path(config.model.geometry))
     dtype = DTYPES[config.model.dtype]
-    graphdef, base = nnx.split(abstract_model(geometry, dtype=dtype, quantization=quantization(config)))
+    forms = planned_forms(config, geometry)
+    graphdef, base = nnx.split(abstract_model(geometry, dtype=dtype, quantization=quantization(config), forms=forms))
 
     def decode_step(base, cache, tokens):
         model: Decoder = nnx.merge(graphdef, base)

@@ -17,7 +17,7 @@ from qlora_jax.models.layers import Frozen
 from qlora_jax.train.batch import TensorBatch
 from qlora_jax.train.config import Config
 from qlora_jax.train.optimizer import learning_rate
-from qlora_jax.train.setup import embedding_on_host, lora_config, quantization, step_and_state
+from qlora_jax.train.setup import embedding_on_host, lora_config, planned_forms, quantization, step_and_state
 from qlora_jax.train.step import Parts, split_model
 
 # The rate's schedule keeps no array, whatever the length of the run.
@@ -47,6 +47,7 @@ def abstract_state(config: Config, geometry: ModelConfig) -> AbstractState:
         quantization=quantization(config),
         kind=kind,
         host_embedding=embedding_on_host(config),
+        forms=planned_forms(config, geometry),
     )
     parts = split_model(model) if config.method == "full" else _with_adapters(model, config)
     train_step, init = step_and_state(config, parts, learning_rate(config.optim, STEPS))

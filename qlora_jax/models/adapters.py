@@ -13,7 +13,9 @@ from qlora_jax.lora.init import init_pair
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.layers import Linear
+from qlora_jax.models.mixed import MixedStack
 from qlora_jax.models.parameters import STACK, hf_name, linear_modules, parameter_specs
+from qlora_jax.nf4 import NF4Tensor
 
 # Adapters (or, in a full fine-tune, the weights themselves) are nnx.Param; everything else is frozen.
 TRAINABLE = nnx.Param
@@ -55,6 +57,13 @@ def linears(model: Decoder) -> Iterator[tuple[str, Linear]]:
     for path, node in nnx.iter_modules(model):
         if isinstance(node, Linear):
             yield ".".join(map(str, path)), node
+
+
+def packed_projection(model: Decoder) -> NF4Tensor | None:
+    """One of a decoder's packed stacks, which are packed alike; None where nothing is."""
+    values = [linear.weight.get_value() for path, linear in linears(model) if path.startswith(STACK)]
+    stacks = [value.packed if isinstance(value, MixedStack) else value for value in values]
+    return next((stack for stack in stacks if isinstance(stack, NF4Tensor)), None)
 
 
 def module_names(config: ModelConfig, path: str) -> list[str]:

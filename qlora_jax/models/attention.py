@@ -35,6 +35,14 @@ def document_starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return lax.cummax(jnp.where(begins, places, 0), axis=1)
 
 
+def document_lengths(positions: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """How many tokens each token's document has, up to the last of them in its row: that one's position and one."""
+    ends = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+    places = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    last = lax.cummin(jnp.where(ends, places, segments.shape[1]), axis=1, reverse=True)
+    return jnp.take_along_axis(positions, last, axis=1) + 1
+
+
 def window_starts(context: Context, window: Int[Array, ""]) -> Int[Array, "B T"]:
     """The first key that each token sees: of its document, and among the last `window` (0: no limit)."""
     own = jnp.reshape(context.start, (-1, 1)) + jnp.arange(context.first.shape[1], dtype=jnp.int32)

@@ -5,13 +5,39 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for long contexts. `kind` is "default", "linear" or "llama3"."""
+    """How rotary frequencies are stretched for long contexts; each kind reads some of the fields.
+
+    Attributes:
+      kind: "default", "linear", "dynamic", "yarn", "longrope" or "llama3".
+      original_max_position: the longest text before stretching.
+      attention_factor: what cosines and sines are multiplied by (yarn, longrope).
+      beta_fast, beta_slow, truncate: between how many turns over the original length yarn blends, and whether at whole
+        dimensions only.
+      short_factors, long_factors: longrope's divisors `[head_dim / 2]` of the frequencies, for texts within the
+        original length and beyond it.
+    """
 
     kind: str = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the frequencies depend on how long the text is."""
+        return self.kind in ("dynamic", "longrope")
+
+    def longest(self, stated: int) -> int:
+        """The longest text, of a configuration that states `stated` positions: some state those before stretching."""
+        stretched = int(self.factor * self.original_max_position)
+        return max(stated, stretched) if self.kind in ("dynamic", "yarn") else stated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +75,14 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"{self.num_heads=} must be a multiple of {self.num_kv_heads=}")
+            raise ValueError(
+                f"num_attention_heads={self.num_heads} must be a multiple of num_key_value_heads={self.num_kv_heads}"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(
+                f"head_dim={self.head_dim} (with {self.hidden_size} hidden_size, {self.num_heads} num_attention_heads) "
+                f"must be even and at least 2: pairs of dimensions are rotated"
+            )
         if len(self.windows) != self.num_layers:
             raise ValueError(f"{len(self.windows)=} must equal {self.num_layers=}")
 

@@ -1,5 +1,6 @@
 """One decoder for every dense family: embedding, a scanned stack of layers, a norm, and an output head."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,10 +12,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.lora.rows import RowAdapters
-from qlora_jax.models.attention import Attention, Context, document_starts
+from qlora_jax.models.attention import Attention, Context, document_lengths, document_starts
 from qlora_jax.models.cache import Cache, LayerCache
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.layers import MLP, Embedding, Frozen, Linear, RMSNorm, subkey
+from qlora_jax.models.mixed import MixedLayer, MixedStack
 from qlora_jax.models.parameters import STACK, parameter_specs
 from qlora_jax.models.rope import rope_tables
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
@@ -77,7 +79,8 @@ class Decoder(nnx.Module):
     Args:
       config: its geometry.
       values: every parameter of `parameter_specs(config)` by path; those of the layers stacked `[L, …]`. Decoder
-        projections may be NF4Tensors, the embedding and an untied output layer NF4Tensors or Int8Tensors.
+        projections may be NF4Tensors or MixedStacks, the embedding and an untied output layer NF4Tensors or
+        Int8Tensors.
       kind: the Flax variable type of the base weights: `Frozen`, or `nnx.Param` where they are trained themselves.
     """
 
@@ -121,7 +124,8 @@ class Decoder(nnx.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         if segments is None:
             segments = jnp.ones_like(tokens)
-        context = Context(rope_tables(self.config, positions), document_starts(segments), 0)
+        rope = rope_tables(self.config, positions, document_lengths(positions, segments))
+        context = Context(rope, document_starts(segments), 0)
         x = self._embed(tokens) if embedded is None else embedded
         return self._run(x, context, None, remat, key, mlp_chunk)[0]
 
@@ -143,10 +147,16 @@ class Decoder(nnx.Module):
         start = cache.length if row is None else cache.length[row]
         positions = jnp.reshape(start, (-1, 1)) + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(positions, tokens.shape)
-        context = Context(rope_tables(self.config, positions), jnp.zeros_like(tokens), start)
-        x, (k, v) = self._run(self._embed(tokens), context, (cache.k, cache.v), "none", None, row=row)
         length = start + (tokens.shape[1] if counts is None else counts)
+        rope = rope_tables(self.config, positions, jnp.reshape(length, (-1, 1)))
+        context = Context(rope, jnp.zeros_like(tokens), start)
+        x, (k, v) = self._run(self._embed(tokens), context, (cache.k, cache.v), "none", None, row=row)
         return x, Cache(k, v, length if row is None else cache.length.at[row].set(jnp.reshape(length, ())))
+
+    def untie(self) -> None:
+        """Gives a tied decoder an output layer of its own, of the same table, for what changes only one of them."""
+        self.config = dataclasses.replace(self.config, tie_embeddings=False)
+        self.lm_head = nnx.data(self.head)
 
     @property
     def head(self) -> Linear:
@@ -212,7 +222,7 @@ def _sliced(state) -> tuple[list, Callable]:
     """(what a scan shall slice, a function of one slice and its index that gives the layer's state).
 
     A scan copies the slices of what it runs over. Packed weights, nearly all of a base, and adapters that are served
-    side by side stay whole: a layer of theirs is read where it lies (NF4Layer, RowAdapters).
+    side by side stay whole: a layer of theirs is read where it lies (NF4Layer, MixedLayer, RowAdapters).
     """
     leaves, structure = jax.tree.flatten(state, is_leaf=_stays_whole)
 
@@ -225,8 +235,10 @@ def _sliced(state) -> tuple[list, Callable]:
 
 
 def _stays_whole(leaf) -> bool:
-    return isinstance(leaf, NF4Tensor | RowAdapters)
+    return isinstance(leaf, NF4Tensor | MixedStack | RowAdapters)
 
 
 def _by_reference(leaf, index):
-    return NF4Layer(leaf, index) if isinstance(leaf, NF4Tensor) else leaf._replace(layer=index)
+    if isinstance(leaf, RowAdapters):
+        return leaf._replace(layer=index)
+    return MixedLayer(leaf, index) if isinstance(leaf, MixedStack) else NF4Layer(leaf, index)

@@ -13,12 +13,13 @@ from qlora_jax.kernels import int8_matmul, nf4_matmul, nf4_matmul_group
 from qlora_jax.kernels.tiles import FEW_ROWS
 from qlora_jax.lora.init import key_for
 from qlora_jax.models.host_table import HostTable
+from qlora_jax.models.mixed import MixedLayer, mixed_matmul
 from qlora_jax.models.storage import slice_rows, take_rows
 from qlora_jax.nf4 import NF4Layer, NF4Tensor
 
 
 class Frozen(nnx.Variable):
-    """A weight of the base model that is never trained: an array, an NF4Tensor, an NF4Layer or an Int8Tensor."""
+    """A weight of the base model that is never trained: an array, an NF4Tensor, a MixedStack or an Int8Tensor."""
 
 
 class Linear(nnx.Module):
@@ -31,7 +32,7 @@ class Linear(nnx.Module):
 
     @property
     def packed(self) -> bool:
-        """Whether W is in NF4."""
+        """Whether W is in NF4, in every layer."""
         return isinstance(self.weight.get_value(), NF4Tensor | NF4Layer)
 
     def __call__(self, x: Float[Array, "*B K"], key: Array | None = None) -> Float[Array, "*B N"]:
@@ -65,6 +66,8 @@ def _matmul(x, weight):
         return nf4_matmul(x, weight)
     if isinstance(weight, Int8Tensor):
         return int8_matmul(x, weight)
+    if isinstance(weight, MixedLayer):
+        return mixed_matmul(x, weight)
     return jnp.einsum("...K,NK->...N", x, weight.astype(x.dtype))
 
 

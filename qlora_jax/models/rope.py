@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864) with the scalings that Llama checkpoints use."""
+"""Rotary position embedding (arXiv 2104.09864) with the scalings for texts longer than a model was made for."""
 
 import math
 
@@ -10,15 +10,33 @@ from qlora_jax.models.config import ModelConfig, RopeScaling
 
 
 def frequencies(config: ModelConfig) -> np.ndarray:
-    """Angle per position of each pair of dimensions, float32 `[head_dim / 2]`."""
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    plain = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
+    """Angle per position of each pair of dimensions, float32 `[head_dim / 2]`, whatever the length of the text."""
+    plain = (1.0 / np.float32(config.rope_theta) ** _exponents(config)).astype(np.float32)
     scaling = config.rope_scaling
     if scaling.kind == "linear":
         return plain / np.float32(scaling.factor)
     if scaling.kind == "llama3":
         return _llama3(plain, scaling)
+    if scaling.kind == "yarn":
+        return _yarn(plain, scaling, config.head_dim, config.rope_theta)
     return plain
+
+
+def frequencies_by_length(config: ModelConfig, lengths: Int[Array, "B S"]) -> Float[Array, "B S h"]:
+    """The same for the kinds by which they depend on how many tokens the text has."""
+    scaling = config.rope_scaling
+    tokens = lengths[..., None].astype(jnp.float32)
+    if scaling.kind == "longrope":
+        short, long = (np.asarray(f, np.float32) for f in (scaling.short_factors, scaling.long_factors))
+        return jnp.asarray(frequencies(config)) / jnp.where(tokens > scaling.original_max_position, long, short)
+    # A larger base for a longer text: "NTK-aware" interpolation.
+    original, dims = scaling.original_max_position, config.head_dim
+    stretch = scaling.factor * jnp.maximum(tokens, original) / original - (scaling.factor - 1)
+    return 1.0 / (config.rope_theta * stretch ** (dims / (dims - 2))) ** jnp.asarray(_exponents(config))
+
+
+def _exponents(config: ModelConfig) -> np.ndarray:
+    return np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
 
 
 def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
@@ -29,10 +47,34 @@ def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     return (blend * plain + (1 - blend) * plain / scaling.factor).astype(np.float32)
 
 
-def rope_tables(config: ModelConfig, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
-    """cos and sin of every position's angles, float32 `[B, T, 1, head_dim / 2]`."""
-    angles = positions[..., None].astype(jnp.float32) * frequencies(config)
-    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+def _yarn(plain: np.ndarray, scaling: RopeScaling, dims: int, theta: float) -> np.ndarray:
+    """arXiv 2309.00071: as Llama 3.1, but blended evenly over dimensions between two numbers of turns."""
+
+    def dimension(turns: float) -> float:
+        return dims * math.log(scaling.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    ramp = (np.arange(dims // 2, dtype=np.float32) - low) / max(high - low, 0.001)
+    stretched = np.clip(ramp, 0, 1)
+    return (plain / scaling.factor * stretched + plain * (1 - stretched)).astype(np.float32)
+
+
+def rope_tables(config: ModelConfig, positions: Int[Array, "B T"], lengths: Int[Array, "#B #T"]) -> tuple[Array, Array]:
+    """cos and sin of every position's angles, float32 `[B, T, 1, head_dim / 2]`.
+
+    Args:
+      lengths: how many tokens each token's text has, as far as it is known; may be `[B, 1]` or `[1, 1]`.
+    """
+    scaling = config.rope_scaling
+    by_pair = frequencies_by_length(config, lengths) if scaling.by_length else frequencies(config)
+    angles = positions[..., None].astype(jnp.float32) * by_pair
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    if scaling.attention_factor == 1.0:
+        return cos, sin
+    return cos * np.float32(scaling.attention_factor), sin * np.float32(scaling.attention_factor)
 
 
 def rotate(x: Float[Array, "B T N H"], cos: Array, sin: Array) -> Float[Array, "B T N H"]:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax.io.bitsandbytes import is_nf4, nf4_dtype, quantization_config, read_nf4, write_nf4
+from qlora_jax.io.bitsandbytes import is_nf4, nf4_form, quantization_config, read_nf4, write_nf4
 from qlora_jax.io.export import export_bnb4
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.nf4 import dequantize, quantize
@@ -56,15 +56,21 @@ def test_reads_what_bitsandbytes_packed(tmp_path, shape, double, dtype):
     tensors = folder_with(tmp_path, parts)
     tensor = read_nf4(tensors, NAME, shape)
     assert (tensor.double, tensor.dtype, tensor.shape) == (double, DTYPES[dtype], shape)
-    assert is_nf4(tensors, NAME) and nf4_dtype(tensors, NAME, shape) == DTYPES[dtype]
+    assert is_nf4(tensors, NAME) and nf4_form(tensors, NAME, shape)[1] == DTYPES[dtype]
     np.testing.assert_array_equal(np.asarray(dequantize(tensor)), to_numpy(expected))
 
 
-@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16, torch.float32])
+STORAGES = {
+    **{torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"},
+    **{torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"},
+}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 def test_reads_every_quant_storage(tmp_path, storage):
     parts, expected = packed_by_bitsandbytes(random_weight((64, 128)), storage=storage)
     tensors = folder_with(tmp_path, parts)
-    assert tensors.dtype(NAME) == {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[storage]
+    assert tensors.dtype(NAME) == STORAGES[storage]
     np.testing.assert_array_equal(np.asarray(dequantize(read_nf4(tensors, NAME, (64, 128)))), to_numpy(expected))
 
 
@@ -131,6 +137,12 @@ def test_refuses_another_dtype_and_a_missing_or_short_part(tmp_path):
     parts, _ = packed_by_bitsandbytes(random_weight((64, 128)))
     with pytest.raises(ValueError, match="has dtype 'float64', expected one of bfloat16, float16, float32"):
         read_nf4(folder_with(tmp_path / "a", changed_state(parts, dtype="float64")), NAME, (64, 128))
+    wide = parts | {f"{NAME}.absmax": np.zeros(128, np.float32)}
+    with pytest.raises(ValueError, match="absmax' is float32 of 128 elements, expected uint8 of 128"):
+        read_nf4(folder_with(tmp_path / "d", wide), NAME, (64, 128))
+    nested = parts | {f"{NAME}.nested_absmax": np.zeros(1, np.float16)}
+    with pytest.raises(ValueError, match="nested_absmax' is float16 of 1 elements, expected float32 of 1"):
+        read_nf4(folder_with(tmp_path / "e", nested), NAME, (64, 128))
     short = parts | {f"{NAME}.absmax": np.zeros(127, np.uint8)}
     with pytest.raises(ValueError, match="absmax' is uint8 of 127 elements, expected uint8 of 128"):
         read_nf4(folder_with(tmp_path / "b", short), NAME, (64, 128))

@@ -1,3 +1,5 @@
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -43,4 +45,21 @@ def test_the_latest_and_the_best_are_kept(tmp_path, options, kept, best):
 def test_without_an_evaluation_there_is_no_best(tmp_path):
     checkpoints, _ = write(tmp_path, [None])
     with pytest.raises(ValueError, match="no checkpoint of this run was evaluated"):
+        _ = checkpoints.best
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_no_number_is_never_the_best(tmp_path, bad, place):
+    """Earlier versions saved evaluations that were NaN."""
+    losses = [3.0, 2.0]
+    losses.insert(place, bad)
+    checkpoints, _ = write(tmp_path, [*losses, None], keep=1)
+    assert checkpoints.best == losses.index(2.0) + 1
+    assert checkpoints.steps == [checkpoints.best, 4]
+
+
+def test_without_a_finite_evaluation_there_is_no_best(tmp_path):
+    checkpoints, _ = write(tmp_path, [math.nan, math.inf])
+    with pytest.raises(ValueError, match="no checkpoint of this run has a finite eval_loss"):
         _ = checkpoints.best

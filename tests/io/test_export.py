@@ -150,6 +150,29 @@ def test_4_bit_with_an_adapter_packs_the_merged_weights(base, tmp_path):
     assert "NF4 with double quantization for bitsandbytes. A LoRA adapter was added to the original weights" in text
 
 
+def test_a_packed_copy_is_the_base_and_a_packed_merge_is_another(base, tmp_path):
+    export_bnb4(base, tmp_path / "copy")
+    export_bnb4(base, tmp_path / "merge", make_adapter())
+
+    def identity(folder):
+        return load_model(folder, dtype="bfloat16", quant="auto").content_hash
+
+    assert identity(tmp_path / "copy") == identity(base)
+    assert identity(tmp_path / "merge") != identity(base)
+    assert not (tmp_path / "merge" / "qlora_jax.json").exists()
+
+
+@pytest.mark.parametrize("odd", ["norm", "embed_tokens", "lm_head"])
+def test_transformers_runs_a_packed_copy_of_a_base_in_several_dtypes(odd, base, tmp_path):
+    shutil.copytree(base, tmp_path / "mixed")
+    tensors = {n: v.astype(np.float32) if odd in n else v for n, v in tensors_of(base).items()}
+    save_file(tensors, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"})
+    export_bnb4(tmp_path / "mixed", tmp_path / "packed")
+    export_bnb4(base, tmp_path / "even")
+    ours, even = (load(tmp_path / name, dtype="auto", device_map="cpu") for name in ("packed", "even"))
+    np.testing.assert_array_equal(logits(ours), logits(even))
+
+
 def test_the_merged_folder(base, tmp_path):
     export_merged(base, make_adapter(), tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [

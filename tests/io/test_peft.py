@@ -1,6 +1,7 @@
 """Adapter folders against PEFT itself, in both directions."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
-from qlora_jax.lora import LoraConfig, Target
+from qlora_jax.io.peft_config import from_peft, to_peft
+from qlora_jax.io.peft_types import check_types
+from qlora_jax.lora import LoraConfig, Target, resolve_targets
 from qlora_jax.models.adapters import ADAPTER, add_adapters, linears
 from tests.io.adapters import our_logits, our_model, with_random_adapter, written_by_peft
 from tests.io.torch_model import load, logits
@@ -229,3 +232,14 @@ def test_targets_must_be_the_models(base, tmp_path):
     more = targets | {"model.layers.0.mlp.up_proj": Target(2, 1.0)}
     with pytest.raises(ValueError, match="targets name 'model.layers.0.mlp.up_proj', which has no adapter"):
         write_adapter(tmp_path / "a", model, lora, more, base="b", base_hash=None)
+
+
+def test_patterns_that_cannot_be_read_again_are_written_as_names():
+    """A user's own config may look around, which no adapter's file may."""
+    modules = [f"model.layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "k_proj")]
+    lora = LoraConfig(rank=4, targets=r".*_proj", rank_pattern={r"(?<=0\.self_attn\.)q_proj": 8})
+    targets = resolve_targets(lora, modules)
+    settings = to_peft(lora, targets, modules, "base")
+    assert settings["rank_pattern"] == {name: 8 if name == modules[0] else 4 for name in modules}
+    check_types(Path("adapter_config.json"), settings)
+    assert resolve_targets(from_peft(settings, modules), modules) == targets

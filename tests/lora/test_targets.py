@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from peft.utils.other import get_pattern_key
 
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
@@ -63,6 +64,15 @@ def test_exceptions_to_rank_and_alpha():
         MODULES[4]: Target(8, 0.5),
         MODULES[5]: Target(2, 8.0),
     }
+
+
+@pytest.mark.parametrize(
+    "key", ["proj", "_proj", "q_proj", "attn.q_proj", ".*q_proj", "self_attn.*", "lm_head", "up_proj$"]
+)
+def test_an_exception_names_the_modules_that_it_names_in_peft(key):
+    targets = resolve_targets(LoraConfig(rank=8, rank_pattern={key: 2}, targets=r".*(proj|head)"), MODULES)
+    expected = {name: 2 if get_pattern_key([key], name) == key else 8 for name in MODULES}
+    assert {name: target.rank for name, target in targets.items()} == expected
 
 
 def test_rslora_scales_by_the_root_of_the_rank():

@@ -130,7 +130,12 @@ def test_what_saves_memory_changes_no_gradient(model, options):
 
     plain = jax.jit(jax.grad(loss))(adapters)
     saved = jax.jit(jax.grad(functools.partial(loss, **options)))(adapters)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), plain, saved)
+
+    def check(a, b):
+        # What is small beside its neighbours is a difference of large numbers, whose last bits are the machine's.
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6 * max(1, np.abs(a).max()))
+
+    jax.tree.map(check, plain, saved)
 
 
 def test_an_mlp_sees_a_chunk_at_a_time():
@@ -174,7 +179,7 @@ def test_values_must_be_the_whole_table():
 
 
 def test_a_config_is_checked():
-    with pytest.raises(ValueError, match=r"self.num_heads=4 must be a multiple of self.num_kv_heads=3"):
+    with pytest.raises(ValueError, match=r"num_attention_heads=4 must be a multiple of num_key_value_heads=3"):
         ModelConfig(**{**vars(CONFIG), "num_kv_heads": 3})
 
 

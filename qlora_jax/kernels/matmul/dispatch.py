@@ -24,6 +24,11 @@ def nf4_matmul(x: Float[Array, "*B K"], weight: Weight) -> Float[Array, "*B N"]:
     return nf4_matmul_group(x, [weight])[0]
 
 
+def nf4_matmul_transposed(dy: Float[Array, "*B N"], weight: Weight) -> Float[Array, "*B K"]:
+    """dx = dy · dequantize(W): what the derivative of `nf4_matmul` computes."""
+    return _matmul_backward(NF4Layer.of(weight), dy)[0]
+
+
 def nf4_matmul_group(x: Float[Array, "*B K"], weights: Sequence[Weight]) -> list[Float[Array, "*B N"]]:
     """`nf4_matmul` of one x with several weights; one launch of the fused kernel serves them all."""
     layers = [NF4Layer.of(weight) for weight in weights]

@@ -2,17 +2,22 @@
 
 from typing import Any
 
-from qlora_jax.models.config import RopeScaling
+from qlora_jax.models.families.rope import rope_scaling
 
 
 def shared_fields(family: str, hf: Any) -> dict[str, Any]:
     """ModelConfig fields of a transformers configuration object `hf`.
 
     Raises:
-      NotImplementedError: an activation or a rope scaling that the decoder does not have.
+      ValueError, NotImplementedError: an activation or a rope scaling that cannot be, or that is not supported.
     """
-    if hf.hidden_act != "silu":
+    head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    theta = hf.rope_parameters.get("rope_theta")
+    if not isinstance(theta, int | float) or not 0 < theta < 1e30:
+        raise ValueError(f"rope_theta is {theta!r}, expected a number above 0")
+    if hf.hidden_act not in ("silu", "swish"):
         raise NotImplementedError(f"{family}: hidden_act {hf.hidden_act!r} is not supported, only 'silu'")
+    scaling = rope_scaling(hf.rope_parameters, max_position=hf.max_position_embeddings, head_dim=head_dim)
     return dict(
         family=family,
         vocab_size=hf.vocab_size,
@@ -21,29 +26,11 @@ def shared_fields(family: str, hf: Any) -> dict[str, Any]:
         num_layers=hf.num_hidden_layers,
         num_heads=hf.num_attention_heads,
         num_kv_heads=hf.num_key_value_heads,
-        head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+        head_dim=head_dim,
         norm_eps=hf.rms_norm_eps,
-        max_position=hf.max_position_embeddings,
+        max_position=scaling.longest(hf.max_position_embeddings),
         initializer_range=hf.initializer_range,
         tie_embeddings=hf.tie_word_embeddings,
-        rope_theta=hf.rope_parameters["rope_theta"],
-        rope_scaling=rope_scaling(family, hf.rope_parameters),
+        rope_theta=float(theta),
+        rope_scaling=scaling,
     )
-
-
-def rope_scaling(family: str, parameters: dict) -> RopeScaling:
-    """The rope scaling of a configuration's `rope_parameters`."""
-    kind = parameters.get("rope_type", "default")
-    if kind == "default":
-        return RopeScaling()
-    if kind == "linear":
-        return RopeScaling(kind=kind, factor=parameters["factor"])
-    if kind == "llama3":
-        return RopeScaling(
-            kind=kind,
-            factor=parameters["factor"],
-            low_freq_factor=parameters["low_freq_factor"],
-            high_freq_factor=parameters["high_freq_factor"],
-            original_max_position=parameters["original_max_position_embeddings"],
-        )
-    raise NotImplementedError(f"{family}: rope scaling {kind!r} is not supported, only default, linear and llama3")

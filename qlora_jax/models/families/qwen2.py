@@ -5,7 +5,16 @@ from qlora_jax.models.families.common import shared_fields
 
 
 def windows(hf) -> tuple[int, ...]:
-    """Each layer's window from `layer_types`."""
+    """Each layer's window from `layer_types`.
+
+    Raises:
+      ValueError: a sliding layer without a window. NotImplementedError: another kind of layer.
+    """
+    kinds = set(hf.layer_types)
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise NotImplementedError(f"layer_types {sorted(kinds)} are not supported, only full_ and sliding_attention")
+    if "sliding_attention" in kinds and hf.sliding_window is None:
+        raise ValueError("layer_types names sliding_attention, but sliding_window is null")
     return tuple(hf.sliding_window if kind == "sliding_attention" else 0 for kind in hf.layer_types)
 
 

@@ -1,0 +1,38 @@
+"""What stands in qlora_jax.json beside an adapter: which base it was trained on, and how that was stored."""
+
+import dataclasses
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from qlora_jax.io.bounded_json import read_object
+from qlora_jax.io.build import Quantization
+
+TYPES = {
+    "base_hash": (str | None, "a text or null"),
+    "method": (str, "a text"),
+    "double": (bool, "true or false"),
+}
+STORED = tuple(field.name for field in dataclasses.fields(Quantization))
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """The record, none of whose known entries is of another type.
+
+    Raises:
+      ValueError: no JSON object, or an entry that none of qlora-jax's records has; names the file.
+    """
+    record = read_object(file)
+    for name, (kind, words) in TYPES.items():
+        if name in record and not isinstance(record[name], kind):
+            raise ValueError(f"{file}: {name}={reprlib.repr(record[name])}: expected {words}")
+    stored_as(record, file)
+    return record
+
+
+def stored_as(record: dict[str, Any], file: Path) -> Quantization:
+    """How the record says that the base was stored; the default for what it does not say. Raises ValueError."""
+    try:
+        return Quantization(**{name: record[name] for name in STORED if name in record})
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
