@@ -142,17 +142,23 @@ class Bench:
         engine.start()
         return engine
 
+    def request(self, adapter: str | None) -> Request:
+        """With a new prompt."""
+        self.asked += 1
+        prompt = np.random.default_rng(self.asked).integers(3, self.sizes.config.vocab_size, self.sizes.prompt)
+        return Request(prompt=tuple(prompt.tolist()), max_new_tokens=self.sizes.new, adapter=adapter)
+
     def ask(self, engine: Engine, adapters: Sequence[str | None]) -> tuple[float, float]:
         """(tokens/s while all rows write, seconds until the last one's first token), for a request an adapter.
 
         Prompts are new every time: none is found in the cache.
         """
-        watches = [Watch(self.clock) for _ in adapters]
+        watches, requests = [Watch(self.clock) for _ in adapters], [self.request(adapter) for adapter in adapters]
         began = self.clock()
-        for adapter, watch in zip(adapters, watches, strict=True):
-            self.asked += 1
-            prompt = np.random.default_rng(self.asked).integers(3, self.sizes.config.vocab_size, self.sizes.prompt)
-            engine.submit(Request(prompt=tuple(prompt.tolist()), max_new_tokens=self.sizes.new, adapter=adapter), watch)
+        # All at once: on a busy machine the first could else have ended before the last has come.
+        with engine._lock:
+            for request, watch in zip(requests, watches, strict=True):
+                engine.submit(request, watch)
         for watch in watches:
             if not watch.done.wait(PATIENCE) or watch.end is None or watch.end.reason != "length":
                 raise RuntimeError(f"a request did not end as it should: {watch.end}")

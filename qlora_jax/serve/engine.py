@@ -49,7 +49,7 @@ class Engine:
       slots: texts that are written at once.
       max_loras: adapters that the device holds at once.
       max_length: tokens of the longest text, prompt and answer together.
-      queue: requests that may wait for a slot.
+      queue: requests that may wait for a slot; also an attribute.
 
     Raises:
       ValueError: a size below 1, texts longer than the model was made for, or more than the GPU has room for.
@@ -74,6 +74,7 @@ class Engine:
             graphdef, state, config, rows=slots, max_length=max_length, slots=max_loras, rank=adapters.limits.rank
         )
         log.info(f"memory on the device: {runner.needs}, and each step's own")
+        self.queue = queue
         self._lock = threading.Condition()
         self._scheduler = Scheduler(runner, adapters, FairQueue(queue), self._lock, stop_ids)
         self._state: State = "starting"
@@ -81,6 +82,7 @@ class Engine:
         self._changed = self._busy = self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         adapters.changed = self.wake
+        adapters.on_device = lambda key: self._scheduler.device.find(key) is not None
 
     def start(self) -> None:
         """Compiles everything that serving needs, then begins to serve. Raises what went wrong."""
@@ -155,7 +157,7 @@ class Engine:
             "compilations": scheduler.runner.compiled,
         }
         adapters = adapter_views(self.adapters, list(scheduler.device.slots))
-        return View(state, error, slot_views(scheduler.rows), waiting, adapters, counters)
+        return View(state, error, slot_views(scheduler.rows), waiting, adapters, counters, self.adapters.broken())
 
     def drain(self, timeout: float) -> bool:
         """Takes nothing new and waits for all that was taken; False where `timeout` seconds do not suffice."""
@@ -262,7 +264,7 @@ class Engine:
     def _unknown(self, error: UnknownModel) -> UnknownModel:
         names = [name for name, _ in self.models()]
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        return UnknownModel(f"{error}: these are: {', '.join(names[:LISTED])}{more}")
+        return UnknownModel(f"{error}: these are: {', '.join(names[:LISTED])}{more}", error.reason)
 
     def _admit(self, job: Job) -> None:
         """Puts a job into the queue. The lock is held."""

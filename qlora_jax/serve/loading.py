@@ -7,8 +7,9 @@ from flax import nnx
 from qlora_jax import kernels
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import LoadedModel, load_model, read_config
+from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.models.adapters import packed_projection
 from qlora_jax.models.config import DTYPES
-from qlora_jax.models.decoder import Decoder
 from qlora_jax.serve.adapters import AdapterStore
 from qlora_jax.serve.adapters.reading import Limits
 from qlora_jax.serve.engine import Engine
@@ -59,6 +60,7 @@ def open_engine(
         dtype=DTYPES[dtype],
         base_hash=loaded.content_hash,
         quantization=stored(loaded, quantization),
+        base=TensorFolder(model),
     )
     graphdef, state = nnx.split(loaded.model)
     return Engine(
@@ -67,7 +69,7 @@ def open_engine(
         config=loaded.model.config,
         base_name=base_name,
         stop_ids=stop_ids,
-        adapters=AdapterStore(adapters, limits, host=host_adapters),
+        adapters=AdapterStore(adapters, limits, host=host_adapters, base=base_name),
         slots=slots,
         max_loras=max_loras,
         max_length=max_length,
@@ -77,10 +79,10 @@ def open_engine(
 
 def stored(loaded: LoadedModel, quantization: Quantization | None) -> Quantization | None:
     """How the base's weights are stored; None where they are not packed."""
-    model: Decoder = loaded.model
-    if not model.layers.self_attn.q_proj.packed:
+    packed = packed_projection(loaded.model)
+    if packed is None:
         return None
-    return quantization or Quantization(double=model.layers.self_attn.q_proj.weight.get_value().double)
+    return quantization or Quantization(double=packed.double)
 
 
 def _check(**sizes: int) -> None:

@@ -78,7 +78,11 @@ class Refused(Exception):
 
 
 class UnknownModel(Refused):
-    """No base and no adapter of that name is served."""
+    """No base and no adapter of that name is served. `reason`: why not, where something of that name is there."""
+
+    def __init__(self, message: str, reason: str | None = None):
+        super().__init__(message)
+        self.reason = reason
 
 
 class TooLong(Refused):

@@ -51,6 +51,7 @@ class View:
       counters: what has been counted since the start, by name: requests, and how they ended (stop, length, cancelled,
         failed); prompt_tokens that were read, cached_tokens that need not be, tokens that were drawn, steps that drew
         them; loads of adapters from disk, installs on the device and evictions from it; compilations.
+      broken: what lies in the adapters' folder and cannot be served, by the subfolder's name, with the reason.
     """
 
     state: State
@@ -59,6 +60,7 @@ class View:
     waiting: int
     adapters: tuple[AdapterView, ...]
     counters: Mapping[str, int]
+    broken: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def slot_views(rows: Sequence[Row]) -> tuple[SlotView, ...]:

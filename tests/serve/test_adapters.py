@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qlora_jax.io.build import Quantization
+from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.serve.adapters import AdapterStore
 from qlora_jax.serve.adapters.reading import Limits, content_hash, read_checked
 from qlora_jax.serve.request import Refused, Request, UnknownModel
@@ -116,6 +117,19 @@ def test_other_dtypes_and_pefts_own_folders_are_served(own, limits):
     change_tensors(own / "q1", lambda name, x: x.astype(ml_dtypes.bfloat16))
     (own / "q1" / "qlora_jax.json").unlink()
     assert read_checked("q1", own / "q1", limits).rank == 1
+
+
+def test_whole_layers_that_are_the_bases_own_are_served(own, base, limits):
+    tensors, file = TensorFolder(base), own / "q1" / WEIGHTS
+    whole = {"base_model.model.lm_head.weight": tensors.read("lm_head.weight")}
+    plain = load_file(file)
+    save_file(plain | whole, file)
+    assert read_checked("q1", own / "q1", dataclasses.replace(limits, base=tensors)).rank == 1
+    with pytest.raises(Refused, match="is a whole layer, which is not supported here"):
+        read_checked("q1", own / "q1", limits)
+    save_file(plain | {name: value * 2 for name, value in whole.items()}, file)
+    with pytest.raises(Refused, match="is another lm_head than the base's"):
+        read_checked("q1", own / "q1", dataclasses.replace(limits, base=tensors))
 
 
 def test_an_adapter_of_a_base_in_16_bits_is_served_on_any(base, tmp_path, limits):
@@ -249,3 +263,16 @@ def test_a_base_without_adapters_is_served(base, alone_answers):
     with pytest.raises(UnknownModel, match="no adapter 'q1' is served: these are: base"):
         engine.submit(Request(prompt=(1,), max_new_tokens=1, adapter="q1"), heard)
     engine.close()
+
+
+def test_the_chat_template_is_that_of_the_folder(own, limits):
+    store = AdapterStore(own, limits, host=2)
+    (own / "q1" / "chat_template.jinja").write_text("mine")
+    assert (store.chat_template("q1"), store.chat_template("all3"), store.chat_template("none")) == ("mine", None, None)
+    (own / "secret").write_text("secret")
+    (own / "all3" / "chat_template.jinja").symlink_to(own / "secret")
+    with pytest.raises(ValueError, match="leads out"):
+        store.chat_template("all3")
+    store.unload("q1")
+    assert store.chat_template("q1") is None
+    store.close()

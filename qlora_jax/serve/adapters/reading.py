@@ -1,6 +1,8 @@
 """One adapter from its folder into host memory, checked and laid out as the device takes it."""
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,22 +10,31 @@ from typing import Any
 import jax
 import numpy as np
 import xxhash
+from safetensors import SafetensorError, safe_open
 
+from qlora_jax.io.bounded_json import FILE_BYTES
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.identity import RECORD
 from qlora_jax.io.peft import WEIGHTS, Adapter, check_base, check_fits, read_adapter
-from qlora_jax.io.peft_config import CONFIG
+from qlora_jax.io.peft_config import CONFIG, read_settings
+from qlora_jax.io.record import read_record
+from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.lora.targets import OUTPUT_LAYER
 from qlora_jax.models.adapters import module_names
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.serve.request import Refused
 from qlora_jax.serve.runner import Weights, powers, served_paths
 
+log = logging.getLogger("qlora_jax.serve")
 FILES = (CONFIG, WEIGHTS, RECORD)
-LARGEST_SETTINGS = 1 << 20
+# Of the table of tensors before the weights: a model of 500 layers has fewer.
+LARGEST_HEADER = 1 << 20
+LONGEST_REASON = 600
+DTYPES = ("F64", "F32", "F16", "BF16")
 
-# (inode, size, time of change in ns) of each of FILES, None where it is absent.
-Fingerprint = tuple[tuple[int, int, int] | None, ...]
+# (inode, size, times of writing and of any change in ns) of each of FILES, None where it is absent. The last one is the
+# file system's own: nobody sets it back.
+Fingerprint = tuple[tuple[int, int, int, int] | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +46,7 @@ class Limits:
       nbytes: the largest file of weights.
       base_hash: content hash of the base; None leaves it unchecked.
       quantization: how the base is stored; None where it is in 16 or 32 bits.
+      base: its tensors, with which the whole layers that an adapter's file may hold are compared; None refuses these.
     """
 
     config: ModelConfig
@@ -43,6 +55,7 @@ class Limits:
     dtype: Any
     base_hash: str | None
     quantization: Quantization | None
+    base: TensorFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +83,17 @@ def fingerprint(folder: Path) -> Fingerprint:
     return tuple(_fingerprint(folder / file) for file in FILES)
 
 
-def _fingerprint(file: Path) -> tuple[int, int, int] | None:
+def _fingerprint(file: Path) -> tuple[int, int, int, int] | None:
     try:
         stat = file.stat()
-    except FileNotFoundError:
+    except OSError:  # absent, or not to be reached; reading it says which
         return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def changed_at(seen: Fingerprint) -> float:
+    """When a file was changed last, in seconds of the epoch."""
+    return max((file[3] for file in seen if file), default=0) / 1e9
 
 
 def read_checked(name: str, folder: Path, limits: Limits) -> HostAdapter:
@@ -84,20 +102,45 @@ def read_checked(name: str, folder: Path, limits: Limits) -> HostAdapter:
     Raises:
       Refused: with one line that names the adapter, what is wrong and what would be right.
     """
-    try:
+    with _refusals(name, folder):
         _check_sizes(folder, limits)
+        _check_header(folder / WEIGHTS)
         key = content_hash(folder)
-        adapter = read_adapter(folder)
+        adapter = read_adapter(folder, limits.base)
         check_base(adapter, limits.base_hash)
         check_fits(adapter, limits.config)
-        _check_storage(adapter, limits.quantization)
+        _check_storage(adapter.extra, limits.quantization)
         _check_targets(adapter, limits)
-    except (ValueError, NotImplementedError, OSError, TypeError, AttributeError) as error:
-        # TypeError, AttributeError: a setting of the wrong type, in a file that someone made by hand.
+        return HostAdapter(key, max(t.rank for t in adapter.targets.values()), _laid_out(adapter, limits))
+
+
+def check_unread(name: str, folder: Path, limits: Limits) -> None:
+    """Refuses by all but the weights' values, which takes a thousandth of the time: for the list at the start.
+
+    Raises:
+      Refused: as read_checked would.
+    """
+    with _refusals(name, folder):
+        _check_sizes(folder, limits)
+        read_settings(folder / CONFIG)
+        _check_header(folder / WEIGHTS)
+        if (folder / RECORD).exists():
+            _check_storage(read_record(folder / RECORD), limits.quantization)
+
+
+@contextlib.contextmanager
+def _refusals(name: str, folder: Path) -> Iterator[None]:
+    """Whatever is wrong with an adapter's files refuses that adapter, and nothing else."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        if not isinstance(error, ValueError | NotImplementedError | OSError):
+            log.exception(f"adapter {name!r}: its files were not expected to fail in this way")
         # Whoever sends requests need not know where the adapters lie.
-        words = str(error).replace(f"{folder}/", "").replace(str(folder), "its folder")
-        raise Refused(f"adapter {name!r}: {words}") from error
-    return HostAdapter(key, max(t.rank for t in adapter.targets.values()), _laid_out(adapter, limits))
+        words = str(error).replace(f"{folder}/", "").replace(str(folder), "its folder") or type(error).__name__
+        raise Refused(f"adapter {name!r}: {words[:LONGEST_REASON]}") from error
 
 
 def content_hash(folder: Path) -> str:
@@ -113,18 +156,41 @@ def content_hash(folder: Path) -> str:
 
 def _check_sizes(folder: Path, limits: Limits) -> None:
     for file in FILES:
-        most = limits.nbytes if file == WEIGHTS else LARGEST_SETTINGS
         path = folder / file
-        if path.exists() and (size := path.stat().st_size) > most:
+        if not path.exists():
+            continue
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"{file} is no file")
+        most = limits.nbytes if file == WEIGHTS else FILE_BYTES
+        if (size := path.stat().st_size) > most:
             raise ValueError(f"{file} has {size:,} bytes, at most {most:,} are served")
+    with (folder / WEIGHTS).open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+    if LARGEST_HEADER < header < limits.nbytes:  # what is larger still is no safetensors file, and found to be none
+        raise ValueError(f"{WEIGHTS} lists its tensors in {header:,} bytes, at most {LARGEST_HEADER:,} are served")
 
 
-def _check_storage(adapter: Adapter, quantization: Quantization | None) -> None:
+def _check_header(file: Path) -> None:
+    """By the table before the weights alone."""
+    try:
+        with safe_open(file, "numpy") as tensors:
+            tables = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            for name, table in tables.items():
+                dtype, shape = table.get_dtype(), table.get_shape()
+                if dtype not in DTYPES or len(shape) != 2:
+                    raise ValueError(
+                        f"{file}: {name!r} is {dtype} {shape}, expected a float32, float16 or bfloat16 matrix"
+                    )
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or no safetensors file ({error}): copy it again") from error
+
+
+def _check_storage(record: Mapping[str, Any], quantization: Quantization | None) -> None:
     """Refuses an adapter that was trained on the same base stored otherwise: it would answer otherwise."""
-    if quantization is None or adapter.extra.get("method") != "qlora":
+    if quantization is None or record.get("method") != "qlora":
         return
     for field in ("double", "lm_head", "embedding"):
-        served, recorded = getattr(quantization, field), adapter.extra.get(field, getattr(Quantization(), field))
+        served, recorded = getattr(quantization, field), record.get(field, getattr(Quantization(), field))
         if served != recorded:
             raise ValueError(
                 f"it was trained on a base with quant.{field}={recorded!r}, this one has {served!r}: "

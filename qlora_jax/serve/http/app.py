@@ -17,7 +17,8 @@ def make_app(service: Service, access: Access) -> FastAPI:
       access: keys, and under which names the server may be called.
     """
     # Their pages would load scripts from elsewhere.
-    app = FastAPI(title="qlora-jax", docs_url=None, redoc_url=None)
+    # A redirect would name the address behind a proxy instead of the proxy's.
+    app = FastAPI(title="qlora-jax", docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(app)
     app.include_router(page.routes())
     app.include_router(management.routes(service))

@@ -59,10 +59,11 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def unknown_model(name: str, served: Sequence[str]) -> ApiError:
-    """404, with the first names that are served."""
+def unknown_model(name: str, served: Sequence[str], reason: str | None = None) -> ApiError:
+    """404, with the first names that are served, and why something of this name is not."""
     shown = ", ".join(served[:20]) + (f" and {len(served) - 20} more" if len(served) > 20 else "")
-    message = f"no model {name!r:.80} is served; served are {shown}"
+    why = "" if reason is None else f" ({reason})"
+    message = f"no model {name!r:.80} is served{why}; served are {shown}"
     return ApiError(404, message, param="model", code="model_not_found")
 
 

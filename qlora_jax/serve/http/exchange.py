@@ -79,6 +79,16 @@ class Exchange:
         """Also where nothing is generated: the engine does nothing else then."""
         return self.wanted.echo and (self.wanted.top_logprobs is not None or self.wanted.max_new_tokens == 0)
 
+    async def begun(self) -> None:
+        """Waits for what the engine says first.
+
+        Raises:
+          ApiError: it gave up before the first token.
+        """
+        event = await self.run.first()
+        if isinstance(event, Finished) and event.reason in ("cancelled", "failed"):
+            raise _failure(event)
+
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """(index, piece) as they come; a choice is complete with the first piece that finds its `reason` set.
 
@@ -105,14 +115,8 @@ class Exchange:
                 return choice.finish(event, lists_end=self.wanted.lists_end)
             case Finished(reason="cancelled") if choice.reason:
                 return choice.finish(event)
-            case Finished(reason="cancelled"):
-                raise ApiError(503, "the server stopped this request because it is shutting down", code="shutting_down")
-            case Finished(refused=True):
-                raise ApiError(
-                    400, f"this model cannot be served: {event.error}", param="model", code="model_not_servable"
-                )
             case Finished():
-                raise ApiError(500, f"the generation failed: {event.error}")
+                raise _failure(event)
 
     def _echo(self, prompt: Prompt, scored: PromptScored) -> Piece:
         """The prompt with its tokens in their places."""
@@ -133,3 +137,12 @@ class Exchange:
             "total_tokens": given + drawn,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+
+def _failure(event: Finished) -> ApiError:
+    """The answer to a request that did not come to its own end."""
+    if event.reason == "cancelled":
+        return ApiError(503, "the server stopped this request because it is shutting down", code="shutting_down")
+    if event.refused:
+        return ApiError(400, f"this model cannot be served: {event.error}", param="model", code="model_not_servable")
+    return ApiError(500, f"the generation failed: {event.error}")

@@ -32,12 +32,13 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
 }
+# Lists end at their first wrong member (fail_fast): an error for each of a million would take seconds.
 # tool_choice decides what the template sees, so chats keep it.
 KEPT = {"tool_choice"}
 
 Stop = Annotated[str, Field(min_length=1, max_length=limits.STOP_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Name = Annotated[str, Field(min_length=1, max_length=limits.NAME_CHARACTERS)]
 
 
@@ -60,7 +61,7 @@ class Generation(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, lt=1 << 31, description="draw from the k best tokens; 0 is all")
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63, description="left out: another one for each request")
-    stop: Stop | Annotated[list[Stop], Field(max_length=limits.STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=limits.STOPS, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -70,6 +71,8 @@ class Generation(BaseModel):
         """Takes out fields of OpenAI's that change nothing; refuses values that would."""
         if not isinstance(body, dict):
             return body
+        if len(body) > limits.FIELDS:
+            raise ApiError(400, f"the body has {len(body):,} fields, a request has at most {limits.FIELDS}")
         for name, harmless in UNSUPPORTED.items():
             if name in body and not any(body[name] == value for value in harmless):
                 raise ApiError(
@@ -113,9 +116,9 @@ class CompletionFields(Generation):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=limits.PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=limits.PROMPTS, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=limits.PROMPTS)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=limits.PROMPTS, fail_fast=True)]
     ) = Field(description="a text, texts, token ids or lists of token ids")
     max_tokens: int | None = Field(None, ge=0, lt=1 << 31, description="16 where it is left out; 0 only echoes")
     logprobs: int | None = Field(None, ge=0, le=limits.LOGPROBS)
@@ -146,35 +149,33 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Message":
         if self.content is None and not self.tool_calls:
             raise ValueError("a message needs content (or tool_calls)")
+        if len(self.model_extra or {}) > limits.FIELDS:
+            raise ValueError(f"a message has at most {limits.FIELDS} other fields")
         return self
-
-    def for_template(self) -> dict[str, Any]:
-        """As templates expect it: content is one string."""
-        values = self.model_dump(exclude_none=True)
-        if isinstance(self.content, list):
-            values["content"] = "\n".join(part.text for part in self.content)
-        return values
 
 
 class ChatFields(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=limits.MESSAGES)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=limits.MESSAGES)
     max_tokens: int | None = Field(None, ge=1, lt=1 << 31, description="the older name of max_completion_tokens")
     max_completion_tokens: int | None = Field(None, ge=1, lt=1 << 31, description="what fits, where it is left out")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=limits.LOGPROBS)
-    tools: Annotated[list[dict[str, Any]], Field(max_length=limits.TOOLS)] | None = Field(
+    tools: Annotated[list[dict[str, Any]], Field(max_length=limits.TOOLS, fail_fast=True)] | None = Field(
         None, description="handed to the template; the answer is not parsed for calls"
     )
     tool_choice: Literal["none", "auto"] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=limits.FIELDS)] | None = Field(
+        None, description="further variables for the template, such as enable_thinking"
+    )
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatFields":

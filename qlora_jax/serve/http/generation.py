@@ -1,6 +1,5 @@
 """The two endpoints that generate."""
 
-import functools
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,7 +8,6 @@ from fastapi.responses import Response
 from qlora_jax.serve.http import bodies
 from qlora_jax.serve.http.answering import answer
 from qlora_jax.serve.http.fields import ChatFields, CompletionFields
-from qlora_jax.serve.http.prompts import chat_prompt, completion_prompts
 from qlora_jax.serve.http.service import Service
 from qlora_jax.serve.http.shapes import ChatShape, CompletionShape
 
@@ -33,10 +31,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/completions", responses=_answers(bodies.Completion))
     async def completions(fields: CompletionFields, http: Request) -> Response:
         """Continue a text, several texts or token ids."""
-        find = functools.partial(completion_prompts, fields, service.tokenizer, service.vocabulary)
-        exchange = await service.exchange(
+        exchange = service.exchange(
             fields,
-            find,
+            lambda: service.completion_prompts(fields),
             param="prompt",
             max_new_tokens=DEFAULT_TOKENS if fields.max_tokens is None else fields.max_tokens,
             top_logprobs=fields.logprobs,
@@ -49,9 +46,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/chat/completions", responses=_answers(bodies.ChatCompletion))
     async def chat_completions(fields: ChatFields, http: Request) -> Response:
         """Say the assistant's next turn."""
-        exchange = await service.exchange(
+        exchange = service.exchange(
             fields,
-            lambda: [chat_prompt(fields, service.tokenizer)],
+            lambda: service.chat_prompts(fields),
             param="messages",
             max_new_tokens=fields.wanted_tokens,
             top_logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,

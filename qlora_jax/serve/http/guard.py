@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from qlora_jax.io.bounded_json import check_structure
 from qlora_jax.serve.http import limits
 from qlora_jax.serve.http.errors import ApiError
 
@@ -31,11 +32,14 @@ class Access:
       admin_key: opens the admin's endpoints; None: there are none.
       hosts: names that the Host header may give; None for any. A page in a browser on this machine can reach a
         server on the loopback address through a name of its own (DNS rebinding), and gives itself away there.
+      public: names by which a proxy is called, each perhaps with a port: a Host header may give them, and pages have
+        them as their origin, whichever Host the proxy passes on.
     """
 
     api_key: str | None = None
     admin_key: str | None = None
     hosts: frozenset[str] | None = None
+    public: frozenset[str] = frozenset()
 
     def check(self, path: str, headers: Mapping[str, str]) -> None:
         """Raises ApiError 401, 403 or 404."""
@@ -50,16 +54,37 @@ class Access:
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")
-        if self.hosts is not None and _hostname(host) not in self.hosts:
-            raise ApiError(403, f"Host {host!r:.80} is not this server's: use one of {', '.join(sorted(self.hosts))}")
+        # A proxy that does not pass the Host on may say here by which one it was called.
+        called = headers.get("x-forwarded-host", host).split(",")[0].strip() if self.public else host
+        for name in (host, called):
+            if self.hosts is not None and _hostname(name) not in self.hosts and not self._is_public(name):
+                known = ", ".join(sorted(self.hosts | self.public))
+                raise ApiError(
+                    403, f"Host {name!r:.80} is not this server's: use one of {known}, or serve with --public-host"
+                )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            raise ApiError(403, f"requests from pages of other origins are refused, this one is from {origin!r:.80}")
+        if origin is not None and _netloc(origin) != host and not self._is_public(_netloc(origin)):
+            raise ApiError(
+                403,
+                f"requests from pages of other origins are refused, this one is from {origin!r:.80}: behind a proxy, "
+                "serve with --public-host",
+            )
+
+    def _is_public(self, host: str | None) -> bool:
+        """A public name without a port stands for any port."""
+        return host is not None and (host.lower() in self.public or _hostname(host) in self.public)
 
 
 def _hostname(host: str) -> str | None:
     try:
         return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return None
 
@@ -88,6 +113,7 @@ class Guard:
         try:
             self.access.check(scope["path"], headers)
             body = await self._body(scope, headers, receive)
+            _check_body(body)
         except ApiError as error:
             return await error.response()(scope, receive, send)
         if body is not None:
@@ -122,6 +148,14 @@ async def _read(receive: Receive) -> bytes | None:
             raise ApiError(413, error, code="body_too_large", headers={"Connection": "close"})
         if ended:
             return bytes(body)
+
+
+def _check_body(body: bytes | None) -> None:
+    """Before anything is built of it: validating a list of two million wrong values took half a minute."""
+    try:
+        check_structure(body or b"", limits.BODY)
+    except ValueError as error:
+        raise ApiError(400, f"the body cannot be parsed as JSON: {error}") from error
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -48,7 +48,7 @@ def routes(service: Service) -> APIRouter:
         """The base and every adapter, with the base as its parent."""
         return {"object": "list", "data": [model(name, parent) for name, parent in service.engine.models()]}
 
-    @router.get("/v1/models/{name}", response_model=bodies.Model)
+    @router.get("/v1/models/{name:path}", response_model=bodies.Model)
     def one_model(name: str) -> dict[str, Any]:
         """One of them."""
         parents = dict(service.engine.models())

@@ -42,6 +42,7 @@ class Run:
     def __init__(self, engine: Submits, requests: Sequence[Request], loop: asyncio.AbstractEventLoop):
         self._loop = loop
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._first: tuple[int, Event] | None = None
         self._tickets: list[Ticket] = []
         try:
             for index, request in enumerate(requests):
@@ -57,11 +58,18 @@ class Run:
 
         return listen
 
+    async def first(self) -> Event:
+        """The first event of all, as soon as it is there; `events` gives it again."""
+        if self._first is None:
+            self._first = await self._events.get()
+        return self._first[1]
+
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Every event with the index of its request, until all have finished."""
         left = len(self._tickets)
         while left:
-            index, event = await self._events.get()
+            index, event = self._first or await self._events.get()
+            self._first = None
             left -= isinstance(event, Finished)
             yield index, event
 

@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from qlora_jax.serve.http.connections import Connection, Connections
 from qlora_jax.serve.http.service import Service
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,13 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, service: Service, *, drain: float):
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE
+            app,
+            http=type("Connection", (Connection,), {"known": Connections.within_files()}),
+            proxy_headers=False,  # nothing here depends on a client's address or on the scheme
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
         )
         super().__init__(config)
         self._service, self._drain = service, drain

@@ -29,7 +29,9 @@ def engine(tokenizer):
 
 @pytest.fixture
 def service(engine, tokenizer):
-    return Service(engine, tokenizer, base=BASE, max_length=MAX_LENGTH, vocabulary=2048)
+    service = Service(engine, tokenizer, base=BASE, max_length=MAX_LENGTH, vocabulary=2048)
+    yield service
+    service.close()
 
 
 @pytest.fixture

@@ -46,6 +46,8 @@ class Ticket:
             self.listener(Finished("failed", error="the adapter is broken"))
         elif request.adapter == "poisoned":
             self.listener(Finished("failed", error="its weights are not finite", refused=True))
+        elif request.adapter == "dying" and self.said == 1:
+            self.listener(Finished("failed", error="the adapter died"))
         elif self.said == 0 and request.score_prompt:
             self.listener(PromptScored(tuple(self._scored(i, token) for i, token in enumerate(request.prompt))))
             request = self.request = dataclasses.replace(request, score_prompt=False)
@@ -73,8 +75,8 @@ class Ticket:
 class FakeEngine:
     """Says `scripts[adapter]`, a token a turn; `scripts[None]` is the base's. Holding `gate` shut makes it wait.
 
-    Adapters "broken" (fails), "poisoned" (is refused) and those of `scripts` are served; load_adapter adds what the
-    base says.
+    Adapters "broken" (fails), "dying" (fails after a token), "poisoned" (is refused) and those of `scripts` are served;
+    load_adapter adds what the base says.
     """
 
     def __init__(self, scripts: dict[str | None, Sequence[int]], *, slots: int = 4, queue: int = 64):
@@ -96,7 +98,7 @@ class FakeEngine:
                 raise Draining("the server is shutting down")
             if self.state == "dead":
                 raise Refused("the engine has stopped")
-            if request.adapter not in self.scripts and request.adapter not in ("broken", "poisoned"):
+            if request.adapter not in self.scripts and request.adapter not in ("broken", "poisoned", "dying"):
                 raise UnknownModel(f"no adapter {request.adapter!r}")
             if len(request.prompt) + request.max_new_tokens > MAX_LENGTH:
                 raise TooLong(
@@ -105,7 +107,8 @@ class FakeEngine:
                 )
             if len(self.waiting) >= self.queue:
                 raise QueueFull(f"{self.queue} requests are waiting already", retry_after=1.4)
-            ticket = Ticket(self, request, listener, self.scripts.get(request.adapter, ()))
+            script = self.scripts.get("poet" if request.adapter == "dying" else request.adapter, ())
+            ticket = Ticket(self, request, listener, script)
             self.requests.append(request)
             self.tickets.append(ticket)
             self.waiting.append(ticket)

@@ -129,3 +129,56 @@ def test_metrics(client):
     assert 'qlora_jax_slots{state="free"} 4.0' in lines
     assert 'qlora_jax_adapters{where="device"} 2.0' in lines
     assert "qlora_jax_first_token_seconds_count 1.0" in lines
+
+
+PUBLIC = ("llm.example.com", "other.example:8443")
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({"Host": "llm.example.com"}, 200),
+        ({"Host": "LLM.example.com:444"}, 200),
+        ({"Host": "other.example:8443"}, 200),
+        ({"Host": "other.example"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "llm.example.com.evil.example"}, 403),
+        ({"Origin": "https://llm.example.com"}, 200),
+        ({"Origin": "https://llm.example.com", "Host": "llm.example.com"}, 200),
+        ({"Origin": "https://other.example:8443"}, 200),
+        ({"Origin": "https://other.example"}, 403),
+        ({"Origin": "https://evil.example", "Host": "llm.example.com"}, 403),
+        ({"Origin": "https://llm.example.com.evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"X-Forwarded-Host": "llm.example.com", "X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.1"}, 200),
+        ({"X-Forwarded-Host": "llm.example.com, 127.0.0.1"}, 200),
+        ({"X-Forwarded-Host": "evil.example"}, 403),
+        ({"Host": "evil.example", "X-Forwarded-Host": "llm.example.com"}, 403),
+    ],
+    ids=str,
+)
+def test_a_proxy_is_called_by_its_public_name(service, headers, status):
+    with serving(service, public=PUBLIC) as url:
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == status
+
+
+def test_no_header_makes_a_name_public(client):
+    for name in ("Host", "X-Forwarded-Host", "Forwarded", "X-Forwarded-Server"):
+        found = client.get("/v1/models", headers={name: "llm.example.com", "Origin": "https://llm.example.com"})
+        assert found.status_code == 403
+        assert "--public-host" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["acme/base", "acme%2Fbase", "a/b/c", "a%2Fb%2Fc"])
+def test_a_model_whose_name_has_slashes(client, engine, path):
+    engine.scripts |= {"acme/base": [5], "a/b/c": [5]}
+    response = client.get(f"/v1/models/{path}")
+    assert response.status_code == 200
+    assert response.json()["id"] == path.replace("%2F", "/")
+
+
+def test_a_path_is_served_as_it_is(client):
+    """A redirect would lead past a proxy."""
+    for path in ("/v1/models/", "/v1/nothing/", "/status/"):
+        assert client.get(path, follow_redirects=False).status_code == 404

@@ -1,8 +1,13 @@
 """POST /v1/completions."""
 
+import json
 import math
 
+import pytest
+
 from tests.serve.http.fake import BASE
+
+HI = [{"role": "user", "content": "Hi"}]
 
 
 def test_base_and_adapters_by_name(post, engine):
@@ -175,6 +180,30 @@ def test_a_failure_is_an_error_whole_and_in_a_stream(client):
     expected = {"message": "the generation failed: the adapter is broken", "type": "server_error", "param": None}
     assert response.json() == {"error": {**expected, "code": None}}
     response = client.post("/v1/completions", json={"model": "broken", "prompt": "x", "stream": True})
+    assert (response.status_code, response.json()) == (500, {"error": {**expected, "code": None}})
+    response = client.post("/v1/completions", json={"model": "dying", "prompt": "x", "stream": True})
     assert response.status_code == 200
-    assert response.text.startswith('data: {"error": {"message": "the generation failed: the adapter is broken"')
-    assert "[DONE]" not in response.text
+    first, last, rest = response.text.split("\n\n")
+    assert json.loads(first.removeprefix("data: "))["choices"][0]["text"] == " ro"
+    assert last.startswith('data: {"error": {"message": "the generation failed: the adapter died"')
+    assert rest == ""  # no [DONE]
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_refused_before_its_first_token_has_a_status_of_its_own(client, path, stream):
+    body = {"model": "poisoned", "prompt": "x"} if path == "completions" else {"model": "poisoned", "messages": HI}
+    response = client.post(f"/v1/{path}", json={**body, "stream": stream})
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["code"] == "model_not_servable"
+
+
+def test_an_event_is_one_line_for_every_client(client):
+    """httpx ends lines where Unicode does, and so do others."""
+    text = "a\u2028b\u2029c\u0085d"
+    body = {"model": BASE, "prompt": text, "echo": True, "max_tokens": 1, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[0].removeprefix("data: "))["choices"][0]["text"] == text

@@ -3,12 +3,14 @@
 import json
 import signal
 import socket
+import threading
 import time
 
 import httpx
 import pytest
 
 from qlora_jax.serve.http.server import listen, url_of
+from qlora_jax.serve.request import Request
 from tests.serve.http.fake import BASE
 from tests.serve.http.live import running
 
@@ -48,15 +50,60 @@ def test_leaving_while_waiting_in_the_queue(url, engine):
 
 
 def test_a_full_queue_says_when_to_try_again(client, engine):
-    engine.gate.clear()
-    engine.queue = 3
-    response = client.post("/v1/completions", json={"model": BASE, "prompt": "x", "n": 4})
+    engine.slots, engine.queue = 0, 3
+    for _ in range(2):
+        engine.submit(Request(prompt=(1,), max_new_tokens=1), lambda event: None)
+    response = client.post("/v1/completions", json={"model": BASE, "prompt": "x", "n": 2})
     assert response.status_code == 429
     assert response.headers["retry-after"] == "1"
     assert response.json()["error"]["code"] == "rate_limit_exceeded"
-    engine.gate.set()
+    engine.slots = 4
     assert engine.is_idle()
-    assert [ticket.cancelled for ticket in engine.tickets] == [True] * 3  # all or none
+    assert [ticket.cancelled for ticket in engine.tickets] == [False, False, True]  # all or none
+
+
+def test_what_the_queue_could_never_hold_is_no_matter_of_time(client, engine):
+    engine.queue = 3
+    for fields in ({"n": 4}, {"prompt": ["x"] * 2, "n": 2}, {"prompt": ["x"] * 4}, {"n": 4, "stream": True}):
+        response = client.post("/v1/completions", json={"model": BASE, "prompt": "x", **fields})
+        assert response.status_code == 400
+        assert "retry-after" not in response.headers
+        error = response.json()["error"]
+        assert (error["param"], error["message"][:38]) == ("n", "4 answers are asked for (prompts times")
+    assert client.post("/v1/completions", json={"model": BASE, "prompt": "x", "n": 3}).status_code == 200
+
+
+def test_what_nobody_waits_for_is_not_tokenized(url, service, engine, monkeypatch):
+    """Three clients leave while the first prompt is tokenized: the others never are, and the first is not answered."""
+    begun, go_on, texts = threading.Event(), threading.Event(), []
+    read = service.completion_prompts
+
+    def slow(fields):
+        texts.append(fields.prompt)
+        begun.set()
+        assert go_on.wait(30)
+        return read(fields)
+
+    monkeypatch.setattr(service, "completion_prompts", slow)
+    for text in ("first", "second", "third"):
+        with pytest.raises(httpx.ReadTimeout):
+            body = {"model": "poet", "prompt": text, "stream": text == "second"}
+            httpx.post(f"{url}/v1/completions", json=body, timeout=httpx.Timeout(30, read=0.3))
+        assert begun.wait(30)
+    left = 'qlora_jax_answers_total{path="/v1/completions",status="499"} 3.0'
+    until(lambda: left in httpx.get(f"{url}/metrics").text)
+    go_on.set()
+    assert httpx.post(f"{url}/v1/completions", json={"model": BASE, "prompt": "last"}, timeout=30).status_code == 200
+    assert texts == ["first", "last"]
+    assert [(ticket.request.adapter, ticket.cancelled) for ticket in engine.tickets] == [("poet", True), (None, False)]
+
+
+def until(condition):
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")
 
 
 def test_an_engine_that_died_is_no_fault_of_the_request(client, engine):

@@ -1,8 +1,11 @@
 """Every malformed request gets an error in OpenAI's shape that names the field."""
 
+import json
+
 import httpx
 import pytest
 
+from qlora_jax.serve.http import errors
 from qlora_jax.serve.http.service import Service
 from tests.serve.http.fake import BASE, MAX_LENGTH, FakeEngine
 from tests.serve.http.live import serving
@@ -91,6 +94,12 @@ CHATS = {
     "calls one at a time": ({"parallel_tool_calls": False}, "parallel_tool_calls", "not supported"),
     "JSON answers": ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     "sound": ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
+    "many variables": ({"chat_template_kwargs": {f"v{i}": i for i in range(65)}}, "chat_template_kwargs", "at most 64"),
+    "a message of many fields": (
+        {"messages": [{**HI[0], **{f"f{i}": i for i in range(65)}}]},
+        "messages.0",
+        "at most 64 other fields",
+    ),
     "echo in a chat": ({"echo": True}, "echo", "known are"),
 }
 
@@ -139,8 +148,8 @@ BODIES = {
     "number": (b"1", 400, "must be a JSON object"),
     "null": (b"null", 400, "JSON"),
     "no UTF-8": (b'{"model": "\xff"}', 400, "cannot be parsed"),
-    "deep": (b"[" * 100_000, 400, "cannot be parsed"),
-    "deep value": (b'{"model": "x", "logit_bias": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "not supported"),
+    "deep": (b"[" * 100_000, 400, "100,000 lists and objects, at most 50,000"),
+    "deep value": (b'{"user": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "nested 901 deep, at most 64"),
     "long number": (b'{"n": ' + b"1" * 5000 + b"}", 400, "cannot be parsed"),
     "not a number": (b'{"model": "x", "prompt": "a", "temperature": NaN}', 400, "finite"),
     "half a surrogate pair": (b'{"model": "demo-base", "prompt": "\\ud83c"}', 400, "half a surrogate pair"),
@@ -203,3 +212,42 @@ def test_paths_and_methods(client, method, path, status, words):
     assert response.headers.get("allow") == {"/v1/completions": "POST", "/v1/models": "GET"}.get(
         path if status == 405 else ""
     )
+
+
+def _chat(**fields):
+    return {"model": BASE, "messages": HI, **fields}
+
+
+# What would take seconds and gigabytes, were an error made for each member; each is less than 4 MiB.
+LARGE = {
+    "content": _chat(messages=[{"role": "user", "content": [1] * 1_000_000}]),
+    "more content": _chat(messages=[{"role": "user", "content": [1] * 1_900_000}]),
+    "parts": _chat(messages=[{"role": "user", "content": [{}] * 40_000}]),
+    "messages": _chat(messages=[{}] * 49_000),
+    "calls": _chat(messages=[{"role": "assistant", "tool_calls": [1] * 1_000_000}]),
+    "tools": _chat(tools=["a"] * 900_000),
+    "stop": _chat(stop=["a"] * 900_000),
+    "fields": _chat(**{f"f{i}": 0 for i in range(49_000)}),
+    "more fields": _chat(**{f"f{i}": 0 for i in range(300_000)}),
+    "bias": _chat(logit_bias={str(i): 1 for i in range(300_000)}),
+    "lists": _chat(metadata=[[]] * 1_000_000),
+    "prompts": {"model": BASE, "prompt": ["a"] * 900_000},
+    "prompts of ids": {"model": BASE, "prompt": [[1]] * 900_000},
+    "a mixture": {"model": BASE, "prompt": [*([1] * 1_000_000), "a"]},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_no_error_is_made_for_each_of_a_million(client, service, name, monkeypatch):
+    made = []
+    body = json.dumps(LARGE[name], separators=(",", ":"))
+    assert len(body) < 4 << 20
+    monkeypatch.setattr(errors, "from_validation", lambda found, known: made.append(len(found)) or KEEP(found, known))
+    path = "completions" if "prompt" in LARGE[name] else "chat/completions"
+    response = client.post(f"/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert sum(made) < 10
+    assert len(response.text) < 1000
+
+
+KEEP = errors.from_validation

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qlora_jax.serve.request import Request
 from tests.serve.http.fake import BASE
 from tests.serve.http.live import serving
 
@@ -35,9 +36,8 @@ def test_completions(official):
 
 def test_chat(official):
     answer = official.chat.completions.create(
-        model="poet", messages=HI, n=2, seed=1, max_completion_tokens=30, logprobs=True, top_logprobs=1, user="me",
-        tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
-    )  # fmt: skip
+        model="poet", messages=HI, n=2, seed=1, max_completion_tokens=30, logprobs=True, top_logprobs=1, user="me"
+    )
     assert [choice.message.content for choice in answer.choices] == [" rose\nis a rose"] * 2
     assert answer.choices[0].logprobs.content[0].top_logprobs[0].token == " ro"
     again = [*HI, answer.choices[0].message, {"role": "user", "content": "Go on"}]
@@ -65,7 +65,8 @@ def test_errors_are_the_clients_own(official, engine):
         official.with_options(api_key="wrong").models.list()
     with pytest.raises(openai.APIError, match="the adapter is broken"):
         list(official.completions.create(model="broken", prompt="Hi", stream=True))
-    engine.queue = 0
+    engine.slots, engine.queue = 0, 1
+    engine.submit(Request(prompt=(1,), max_new_tokens=1), lambda event: None)
     with pytest.raises(openai.RateLimitError) as refused:
         official.completions.create(model=BASE, prompt="Hi")
     assert refused.value.response.headers["retry-after"] == "1"
