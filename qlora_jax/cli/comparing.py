@@ -27,10 +27,10 @@ def compare(config: Config, out: Path, mode: str) -> int:
     """
     study = Study(config, out, mode)
     check_study(study)
-    check_files(config)
+    runs = Study(check_files(config), out, mode)
     start_study(study)
     try:
-        found = list(outcomes(study, train, say))
+        found = list(outcomes(runs, train, say))
     except Stopped as stop:
         say(str(stop))
         return stop.code

@@ -60,13 +60,13 @@ def planning() -> Iterator[None]:
 
 
 def _show_log() -> None:
-    """Puts the package's own log, such as which kernels run, on standard error."""
-    log = logging.getLogger("qlora_jax")
-    if not log.handlers:
-        log.setLevel(logging.INFO)
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+    """Puts the package's own log, such as which kernels run, on standard error, and of other packages the warnings.
+
+    The handler is the root's: absl, which Orbax uses, gives the root one where it has none, and every line would then
+    be there twice.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("qlora_jax").setLevel(logging.INFO)
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 
+from qlora_jax.train.signals import leave
+
 Main = Callable[[Sequence[str] | None], int]
 
 
@@ -18,12 +20,12 @@ def reports_errors(main: Main) -> Main:
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
+            return leave(main(argv))
         except (ValueError, OSError, RuntimeError) as error:
             if os.environ.get("QLORA_JAX_TRACEBACK"):
                 raise
             print(f"error: {_words(error)}", file=sys.stderr)
-            return 1
+            return leave(1)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             return 128 + signal.SIGINT

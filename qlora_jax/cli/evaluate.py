@@ -1,8 +1,8 @@
 """`scripts/evaluate.py`: loss and perplexity of a model on a file."""
 
 import argparse
-import json
 import math
+import sys
 from collections.abc import Sequence
 
 from qlora_jax.cli import environment
@@ -19,12 +19,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("evaluate.py", description="Loss and perplexity over the rows' scored tokens.")
     add_model_arguments(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="rows in any format that training takes")
+    parser.add_argument("--split", default="validation", help="split of a folder or a Hub dataset")
     parser.add_argument("--train-on", choices=("completions", "all"), default="completions", help="what is scored")
-    parser.add_argument("--chat-template", default=None, help="a Jinja file, or chatml, instead of the tokenizer's own")
     parser.add_argument("--seq-len", type=int, default=None, help="longest row; the model's limit up to 2048")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--exact-match", action="store_true", help="also generate each row's answer and compare it")
-    parser.add_argument("--json", action="store_true", help='print {"loss", "perplexity", "tokens"}')
+    parser.add_argument("--json", action="store_true", help='print {"loss", "perplexity", "tokens"}; null is no number')
     return parser
 
 
@@ -34,24 +34,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment.prepare()
     options = parser().parse_args(argv)
     from qlora_jax.cli.inference import prepare_model
-    from qlora_jax.data import load_chat_template, load_rows
-    from qlora_jax.data.template import encode_rows
+    from qlora_jax.data import load_rows
+    from qlora_jax.data.encoding import encode_rows
+    from qlora_jax.train.metrics import to_line
 
-    rows = load_rows(options.data)
+    rows = load_rows(options.data, options.split)
     ready = prepare_model(options)
     documents = encode_rows(
         rows,
         ready.tokenizer,
         seq_len=sequence_length(options.seq_len, ready.max_position),
         train_on=options.train_on,
-        chat_template=load_chat_template(options.chat_template),
     )
     result = measure(ready, documents, batch_size=options.batch_size, answers=options.exact_match)
     if options.json:
-        print(json.dumps(result))
+        print(to_line(result), end="")
     else:
         print("\n".join(f"{name:12} {value:.6g}" for name, value in result.items()))
     return 0
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss; infinite where that is no float any more."""
+    return math.exp(loss) if not loss > math.log(sys.float_info.max) else math.inf
 
 
 def sequence_length(asked: int | None, limit: int) -> int:
@@ -63,9 +68,8 @@ def sequence_length(asked: int | None, limit: int) -> int:
 
 def measure(ready, documents, *, batch_size: int, answers: bool) -> dict[str, float]:
     """loss, perplexity and tokens over the documents, and exact_match where `answers` asks for it."""
-    from qlora_jax.cli.samples import answer, exact_match
+    from qlora_jax.cli.samples import Answerer
     from qlora_jax.data import eval_batches, pad_id
-    from qlora_jax.generate import Generator
     from qlora_jax.train.step import evaluate, make_eval_step
 
     parts, tokenizer = ready.parts, ready.tokenizer
@@ -73,8 +77,8 @@ def measure(ready, documents, *, batch_size: int, answers: bool) -> dict[str, fl
     # Rows are padded to the longest one only; rounding keeps the number of compiled shapes small.
     batches = eval_batches(documents, seq_len=-(-longest // 64) * 64, batch_size=batch_size, pad_id=pad_id(tokenizer))
     loss, tokens = evaluate(make_eval_step(parts.graphdef, loss_chunk=256, vocab_chunk=VOCAB_CHUNK), parts, batches)
-    result = {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
+    result = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
     if answers:
-        generator = Generator(parts.graphdef, parts.adapters, parts.base, stop_ids=ready.stop_ids)
-        result["exact_match"] = exact_match(answer(generator, tokenizer, documents), documents, tokenizer)
+        answerer = Answerer(parts, tokenizer, stop_ids=ready.stop_ids, positions=ready.max_position)
+        result |= answerer.exact_match(documents)
     return result

@@ -1,4 +1,4 @@
-"""`scripts/export.py`: turn a run into an adapter folder or a merged model."""
+"""`scripts/export.py`: turn a run into an adapter folder, or a run or any adapter into a merged model."""
 
 import argparse
 import shutil
@@ -19,7 +19,9 @@ FORMATS = {
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser("export.py", description="Write a run's result in a format other tools read.")
-    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="the run's output_dir")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="RUN_DIR", help="the run's output_dir")
+    source.add_argument("--adapter", metavar="DIR", help="any PEFT adapter folder, instead of a run")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--format", required=True, choices=tuple(FORMATS), help="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
@@ -33,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--step", type=checkpoint_step, metavar="N|best", help="a checkpoint instead of the run's final state"
     )
-    parser.add_argument("--model", metavar="DIR|HUB_ID", help="the base, if it has left the run's model.path")
+    parser.add_argument(
+        "--model", metavar="DIR|HUB_ID", help="the base, if it is not where the run or the adapter says"
+    )
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of merged weights; see --merge-into")
     return parser
 
@@ -50,16 +54,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     from qlora_jax.cli import exporting
 
-    run, out = Path(options.run), Path(options.out)
+    if options.adapter:
+        exporting.export_adapter(Path(options.adapter), Path(options.out), options)
+    else:
+        _export_run(Path(options.run), Path(options.out), options)
+    print(f"wrote {options.out}: {FORMATS[options.format]}", file=sys.stderr)
+    return 0
+
+
+def _export_run(run: Path, out: Path, options: argparse.Namespace) -> None:
+    from qlora_jax.cli import exporting
+
     config = exporting.read_run(run)
     if config.method == "full":
         exporting.copy_full(run, out, options.format, options.step)
-    else:
-        adapter = exporting.adapter_folder(run, config, options.step)
-        try:
-            exporting.export(config, adapter, out, options)
-        finally:
-            if options.step is not None:
-                shutil.rmtree(adapter.parent)
-    print(f"wrote {out}: {FORMATS[options.format]}", file=sys.stderr)
-    return 0
+        return
+    adapter = exporting.adapter_folder(run, config, options.step)
+    try:
+        exporting.export_run(config, adapter, out, options)
+    finally:
+        if options.step is not None:
+            shutil.rmtree(adapter.parent)

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import jax
 
+from qlora_jax.cli.inference import quantization_of
+from qlora_jax.data import load_chat_template
 from qlora_jax.io.build import Quantization, abstract_model
+from qlora_jax.io.chat_template import read_chat_template
 from qlora_jax.io.checkpoint import Checkpoints
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import read_config, resolve_folder
-from qlora_jax.io.peft import read_adapter, write_adapter
+from qlora_jax.io.identity import SAMPLE
+from qlora_jax.io.peft import Adapter, read_adapter, write_adapter
+from qlora_jax.io.peft_config import CONFIG, read_settings
+from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.config import DTYPES
 from qlora_jax.train.config import Config, from_dict
@@ -45,27 +51,49 @@ def adapter_folder(run: Path, config: Config, step: int | str | None) -> Path:
     return run / "adapter"
 
 
-def export(config: Config, adapter: Path, out: Path, options: argparse.Namespace) -> None:
-    """Writes `out` in `options.format`. Raises what the writers raise."""
+def export_run(config: Config, adapter: Path, out: Path, options: argparse.Namespace) -> None:
+    """Writes a run's adapter in `options.format`. Raises what the writers raise."""
     if options.format == "peft":
         with new_folder(out, needed=sum(file.stat().st_size for file in adapter.iterdir())) as partial:
             shutil.copytree(adapter, partial, dirs_exist_ok=True)
         return
     base = resolve_folder(options.model or config.model.path)
+    # Training saw the dequantized weights in the run's dtype; the original ones keep the folder's.
+    dtype = config.model.dtype if options.merge_into == "dequantized" else None
+    packing = Quantization(**dataclasses.asdict(config.quant))
+    found = _with_template(read_adapter(adapter, TensorFolder(base)), config)
+    _merge(base, found, out, options, packing, dtype)
+
+
+def export_adapter(folder: Path, out: Path, options: argparse.Namespace) -> None:
+    """Writes any adapter with its base in `options.format`. Raises what the writers raise."""
+    if options.format == "peft" or options.step is not None:
+        raise ValueError("--adapter is an adapter of PEFT's already: use --format merged or bnb4, without --step")
+    named = read_settings(folder / CONFIG).get("base_model_name_or_path") if (folder / CONFIG).exists() else None
+    model = options.model or named
+    if not model:
+        raise ValueError(f"{folder} names no base model: give it with --model")
+    base = resolve_folder(model)
+    adapter = read_adapter(folder, TensorFolder(base))
+    _merge(base, adapter, out, options, quantization_of(adapter), None)
+
+
+def _merge(
+    base: Path, adapter: Adapter, out: Path, options: argparse.Namespace, packing: Quantization, dtype: str | None
+) -> None:
     if options.format == "bnb4":
         print(LOSES, file=sys.stderr)
-        export_bnb4(base, out, read_adapter(adapter), double=config.quant.double)
+        export_bnb4(base, out, adapter, double=packing.double)
         return
-    # Training saw the dequantized weights in the run's dtype; the original ones keep the folder's.
-    name = options.dtype or (config.model.dtype if options.merge_into == "dequantized" else None)
-    export_merged(
-        base,
-        read_adapter(adapter),
-        out,
-        into=options.merge_into,
-        quantization=Quantization(**dataclasses.asdict(config.quant)),
-        dtype=name and DTYPES[name],
-    )
+    name = options.dtype or dtype
+    export_merged(base, adapter, out, into=options.merge_into, quantization=packing, dtype=name and DTYPES[name])
+
+
+def _with_template(adapter: Adapter, config: Config) -> Adapter:
+    """The adapter with the run's chat template, which folders of earlier versions name in their configuration only."""
+    if adapter.chat_template is not None or not config.data.chat_template:
+        return adapter
+    return dataclasses.replace(adapter, chat_template=load_chat_template(config.data.chat_template))
 
 
 def copy_full(run: Path, out: Path, form: str, step: int | str | None) -> None:
@@ -97,6 +125,7 @@ def _checkpoint_adapter(run: Path, config: Config, step: int | str) -> Path:
         targets,
         base=config.model.path,
         base_hash=meta["base_hash"],
-        extra=recorded_quantization(config),
+        extra={**recorded_quantization(config), **{name: meta[name] for name in (SAMPLE,) if name in meta}},
+        chat_template=read_chat_template(run),
     )
     return folder

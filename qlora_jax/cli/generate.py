@@ -15,7 +15,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("generate.py", description="Continue a prompt.")
     add_model_arguments(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="raw text; with --chat the user's message")
-    parser.add_argument("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
+    parser.add_argument(
+        "--chat", action="store_true", help="put the prompt into the chat template (so does --chat-template)"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k best tokens; 0 is all")
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
     ready = prepare_model(options)
-    ids = prompt_ids(ready.tokenizer, options.prompt, chat=options.chat)
+    ids = prompt_ids(ready.tokenizer, options.prompt, chat=options.chat or options.chat_template is not None)
     if len(ids) + options.max_new_tokens > ready.max_position:
         raise ValueError(
             f"the prompt's {len(ids)} tokens and --max-new-tokens {options.max_new_tokens} exceed the model's "
@@ -55,5 +57,8 @@ def prompt_ids(tokenizer, prompt: str, *, chat: bool) -> list[int]:
     if not chat:
         return text_ids(prompt, tokenizer)
     if not tokenizer.chat_template:
-        raise ValueError("--chat: the model's tokenizer has no chat template: leave --chat out and format the prompt")
+        raise ValueError(
+            "--chat: the model's tokenizer has no chat template: give one with --chat-template FILE (or chatml), or "
+            "leave --chat out and format the prompt"
+        )
     return chat_ids([{"role": "user", "content": prompt}], tokenizer)

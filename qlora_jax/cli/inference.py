@@ -2,28 +2,34 @@
 
 import argparse
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_jax import kernels
-from qlora_jax.data import check_vocabulary, load_tokenizer
+from qlora_jax.data import limit_vocabulary, load_chat_template, load_tokenizer
 from qlora_jax.data.tokenizer import Tokenizer
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import load_model, read_config, resolve_folder
+from qlora_jax.io.json_object import read_object
 from qlora_jax.io.peft import Adapter, attach_adapter, read_adapter
+from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.config import DTYPES
 from qlora_jax.train.step import Parts, split_model
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, adapter: bool = True) -> None:
-    """--model, --quant, --dtype, and --adapter."""
+    """--model, --quant, --dtype, --chat-template, and --adapter."""
     parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help="a Hugging Face model")
     if adapter:
         parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter folder")
     parser.add_argument("--quant", choices=("auto", "none", "nf4"), default="auto", help="auto: what the folder holds")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format of the computation")
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE|chatml",
+        help="a Jinja file, or a built-in one, before the adapter's own and the model's",
+    )
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,30 @@ class Ready:
         return stop_ids_of(self.folder, self.tokenizer)
 
 
+def open_tokenizer(folder: Path, *, chosen: str | None, adapter: Adapter | None = None) -> Tokenizer:
+    """The model's tokenizer with the chat template that holds: the chosen one, else the adapter's, else the model's."""
+    tokenizer = load_tokenizer(str(folder))
+    if chosen is not None:
+        tokenizer.chat_template = _read_template(chosen)
+    elif adapter is not None and adapter.chat_template is not None:
+        tokenizer.chat_template = adapter.chat_template
+    return tokenizer
+
+
+def _read_template(chosen: str) -> str | None:
+    try:
+        return load_chat_template(chosen)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("data.chat_template=", "--chat-template ")) from error
+
+
 def stop_ids_of(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """Tokens that end a text, by generation_config.json and by the tokenizer."""
+    """Tokens that end a text, by generation_config.json and by the tokenizer. Raises ValueError."""
     file = folder / "generation_config.json"
-    listed = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
-    ids = listed if isinstance(listed, list) else [listed]
+    listed = read_object(file).get("eos_token_id") if file.exists() else None
+    ids = [] if listed is None else listed if isinstance(listed, list) else [listed]
+    if not all(type(i) is int for i in ids):
+        raise ValueError(f"{file}: eos_token_id is {listed!r}, expected a token's id or a list of them")
     return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
 
 
@@ -61,9 +86,9 @@ def prepare_model(options: argparse.Namespace) -> Ready:
     kernels.available(DTYPES[options.dtype])
     folder = resolve_folder(options.model)
     geometry = read_config(folder)
-    tokenizer = load_tokenizer(str(folder))
-    check_vocabulary(tokenizer, geometry.vocab_size)
-    adapter = read_adapter(Path(options.adapter)) if options.adapter else None
+    adapter = read_adapter(Path(options.adapter), TensorFolder(folder)) if options.adapter else None
+    tokenizer = open_tokenizer(folder, chosen=options.chat_template, adapter=adapter)
+    limit_vocabulary(tokenizer, geometry.vocab_size)
     packing = quantization_of(adapter)
     loaded = load_model(folder, dtype=DTYPES[options.dtype], quant=options.quant, quantization=packing)
     if adapter is not None:

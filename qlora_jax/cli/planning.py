@@ -18,7 +18,7 @@ from qlora_jax.memory.targets import GPUS, Card
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.train.config import Config
-from qlora_jax.train.setup import check_length, with_method
+from qlora_jax.train.setup import check_length, for_geometry, with_method
 
 METHODS: tuple[Literal["full", "lora", "qlora"], ...] = ("full", "lora", "qlora")
 # What a CUDA context, its libraries' handles and the loaded kernels take beside JAX's arrays.
@@ -109,6 +109,7 @@ def make_report(config: Config, card: Card) -> Report:
     """
     config = with_geometry(config)
     geometry = read_config(Path(config.model.geometry))
+    config = for_geometry(config, geometry)
     check_length(config, geometry.max_position)
     planners = {m: Planner(with_method(config, m), geometry) for m in METHODS}
     planner = planners[config.method]

@@ -23,6 +23,13 @@ def parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
     parser.add_argument("--port", type=_port, default=8000, help="default: %(default)s; 0 takes a free one")
+    parser.add_argument(
+        "--public-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="by which a proxy before the server is called, such as llm.example.com; may be given again",
+    )
     parser.add_argument("--api-key", metavar="KEY", help="asked of every client; better in QLORA_JAX_API_KEY")
     parser.add_argument(
         "--admin-key", metavar="KEY", help="allows adapters to be loaded and unloaded; better in QLORA_JAX_ADMIN_KEY"

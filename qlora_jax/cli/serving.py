@@ -5,18 +5,18 @@ import collections
 import dataclasses
 import importlib.util
 import ipaddress
-import json
 import logging
 import os
+import re
 import socket
 from pathlib import Path
-from typing import Any
 
-from qlora_jax.cli.inference import stop_ids_of
-from qlora_jax.data import check_vocabulary, load_tokenizer
+from qlora_jax.cli.inference import open_tokenizer, stop_ids_of
+from qlora_jax.data import limit_vocabulary
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import read_config, resolve_folder
 from qlora_jax.io.identity import RECORD
+from qlora_jax.io.record import read_record, stored_as
 
 logger = logging.getLogger("qlora_jax.serve")
 
@@ -43,13 +43,8 @@ def recorded_quantization(adapters: Path | None) -> Quantization | None:
 
     The others are refused when they are asked for: they would answer otherwise than they were trained to.
     """
-    records = [] if adapters is None else [_read_record(file) for file in sorted(adapters.glob(f"*/{RECORD}"))]
-    names = [field.name for field in dataclasses.fields(Quantization)]
-    found = collections.Counter(
-        Quantization(**{name: record[name] for name in names if name in record})
-        for record in records
-        if record.get("method") == "qlora"
-    )
+    files = [] if adapters is None else sorted(adapters.glob(f"*/{RECORD}"))
+    found = collections.Counter(filter(None, map(_stored, files)))
     if not found:
         return None
     [(most, count)] = found.most_common(1)
@@ -61,13 +56,20 @@ def recorded_quantization(adapters: Path | None) -> Quantization | None:
     return most
 
 
-def _read_record(file: Path) -> dict[str, Any]:
-    """What stands in it; nothing where it cannot be read, which the engine says when the adapter is asked for."""
+def _stored(file: Path) -> Quantization | None:
+    """How an adapter's base was stored; None where its record does not say or is faulty, which the engine logs."""
     try:
-        record = json.loads(file.read_text())
+        record = read_record(file)
+        return stored_as(record, file) if record.get("method") == "qlora" else None
     except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return None
+
+
+def public_host(text: str) -> str:
+    """A name, perhaps with a port, as browsers send it. Raises ValueError for anything else, such as an address."""
+    if not re.fullmatch(r"([a-z0-9_-]+\.)*[a-z0-9_-]+(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?", text.lower()):
+        raise ValueError(f"--public-host {text!r}: expected a name such as llm.example.com, without https:// or a path")
+    return text.lower()
 
 
 def is_loopback(bound: socket.socket) -> bool:
@@ -84,7 +86,9 @@ def serve(options: argparse.Namespace) -> None:
     from qlora_jax.serve.http.server import listen
 
     access = Access(
-        api_key=key_of(options.api_key, "QLORA_JAX_API_KEY"), admin_key=key_of(options.admin_key, "QLORA_JAX_ADMIN_KEY")
+        api_key=key_of(options.api_key, "QLORA_JAX_API_KEY"),
+        admin_key=key_of(options.admin_key, "QLORA_JAX_ADMIN_KEY"),
+        public=frozenset(map(public_host, options.public_host)),
     )
     if access.admin_key is not None and access.admin_key == access.api_key:
         raise ValueError("--admin-key is the same as --api-key: whoever may ask could change what is served")
@@ -105,8 +109,8 @@ def _run(options: argparse.Namespace, access, bound: socket.socket) -> None:
     if adapters is not None and not adapters.is_dir():
         raise FileNotFoundError(f"--adapters {options.adapters!r} is no folder: give one whose subfolders are adapters")
     folder = resolve_folder(options.model)
-    tokenizer, geometry = load_tokenizer(str(folder)), read_config(folder)
-    check_vocabulary(tokenizer, geometry.vocab_size)
+    tokenizer, geometry = open_tokenizer(folder, chosen=options.chat_template), read_config(folder)
+    limit_vocabulary(tokenizer, geometry.vocab_size)
     engine = open_engine(
         folder,
         adapters,
@@ -126,12 +130,20 @@ def _run(options: argparse.Namespace, access, bound: socket.socket) -> None:
         logger.info(f"the model has {engine.max_length} positions, fewer than --max-length {options.max_length}")
     logger.info("compiling for every length of prompt")
     engine.start()
+    # A template on the command line holds for all; else each adapter has its own, and the base the model's.
+    of_adapters = engine.adapters.chat_template if options.chat_template is None else lambda model: None
     service = Service(
-        engine, tokenizer, base=engine.base_name, max_length=engine.max_length, vocabulary=geometry.vocab_size
+        engine,
+        tokenizer,
+        base=engine.base_name,
+        max_length=engine.max_length,
+        vocabulary=geometry.vocab_size,
+        chat_template_of=of_adapters,
     )
     try:
         Server(make_app(service, access), service, drain=options.drain).run(sockets=[bound])
     finally:
+        service.close()
         engine.close()
 
 

@@ -5,95 +5,138 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from qlora_jax import kernels
+from qlora_jax.cli.inference import stop_ids_of
 from qlora_jax.cli.memory_bars import memory_bars
 from qlora_jax.cli.out_of_memory import explains_out_of_memory, warn_if_too_large
-from qlora_jax.cli.samples import answer, exact_match, expected, shown_prompt
+from qlora_jax.cli.samples import Answerer
 from qlora_jax.cli.sizes import size
-from qlora_jax.data import Encoded, check_vocabulary, load_tokenizer
-from qlora_jax.generate import Generator
+from qlora_jax.data import Encoded, limit_vocabulary, load_chat_template, load_tokenizer
+from qlora_jax.io.chat_template import Templates
 from qlora_jax.io.hf import read_config
 from qlora_jax.io.peft import write_adapter
 from qlora_jax.io.save import write_model
 from qlora_jax.models.adapters import adapter_count
 from qlora_jax.models.config import DTYPES, ModelConfig
-from qlora_jax.models.host_table import with_table_on_device
 from qlora_jax.models.parameters import count_parameters
+from qlora_jax.train.assumptions import assumptions
 from qlora_jax.train.config import Config
 from qlora_jax.train.dataset import Dataset, prepare, random_tokens
-from qlora_jax.train.loop import Interrupted, Loop
+from qlora_jax.train.lock import RunLock
+from qlora_jax.train.loop import Loop
 from qlora_jax.train.metrics import read_rows
 from qlora_jax.train.progress import memory_in_use, peak_memory
 from qlora_jax.train.report import Sample, write_report
 from qlora_jax.train.run_folder import (
+    RECORD,
     SUMMARY,
+    begun,
+    check_assumptions,
     check_run_folder,
     check_same_base,
+    check_same_run,
+    enter_run_folder,
     explains_full_disk,
+    finished_beyond,
+    read_changes,
     record_run,
     start_step,
     write_summary,
 )
-from qlora_jax.train.setup import Trainer, base_folder, check_length, lora_config, make_trainer, recorded_quantization
+from qlora_jax.train.setup import (
+    Trainer,
+    base_folder,
+    check_length,
+    for_geometry,
+    lora_config,
+    make_trainer,
+    recorded_quantization,
+)
+from qlora_jax.train.signals import Stopped, StopRequest
 
 BEFORE = "samples_before.json"
 
 
 def train(config: Config) -> int:
-    """Runs (or continues) the run of `config.output_dir`; returns the exit code.
+    """Runs (or continues) the run of `config.output_dir`; returns the exit code: 128 + N when signal N stopped it.
 
     Everything that can be wrong with the input is checked before the run folder is written.
     """
-    with kernels.using(config.model.kernels):
+
+    def choice():
+        return kernels.using(config.model.kernels)
+
+    with choice(), StopRequest(around=choice) as stop:
         kernels.available(DTYPES[config.model.dtype])
-        return _train(config)
+        folder = check_run_folder(config)
+        try:
+            with RunLock(folder) as lock:
+                return _train(config, folder, lock, stop)
+        except Stopped as stopped:
+            _say(str(stopped))
+            return 128 + stopped.signal
 
 
-def _train(config: Config) -> int:
-    folder, start = check_run_folder(config), start_step(config)
-    source = base_folder(config)
+def _train(config: Config, folder: Path, lock: RunLock, stop: StopRequest) -> int:
+    source = stop.beside(lambda: base_folder(config))  # which may have to come from the Hub
     geometry = read_config(source or Path(config.model.geometry))
+    config = for_geometry(config, geometry)
+    check_same_run(config)
+    is_begun = (folder / RECORD).exists()
+    if is_begun:
+        enter_run_folder(lock, config, begun=True)
+    start = start_step(config)
     check_length(config, geometry.max_position)
-    tokenizer = None if source is None else load_tokenizer(str(source))
-    dataset = _dataset(config, tokenizer, geometry)
+    tokenizer = None if source is None else _tokenizer(config, source)
+    chat_template = tokenizer and tokenizer.chat_template
+    today = begun(folder)
+    dataset = stop.beside(lambda: _dataset(config, tokenizer, geometry, today))
     steps = config.train.steps or math.ceil((config.train.epochs or 1) * len(dataset.batches))
+    if finished_beyond(config, steps):
+        _say(f"{folder} holds a finished run of more than {steps} steps: it is left as it is")
+        return 0
+    assumed = assumptions(dataset, tokenizer, steps)
+    changed = check_assumptions(config, start, assumed) if start else []
     warn_if_too_large(config, geometry)
     held_before = peak_memory() or 0
     with explains_out_of_memory(config, geometry):
-        trainer = make_trainer(config, source, steps)
+        trainer = stop.beside(lambda: make_trainer(config, source, steps))
         if start:
             check_same_base(config, start, trainer.loaded.content_hash)
+        if changed:
+            _say(f"going on from step {start} with changes: {'; '.join(changed)}")
         _say(f"{config.method}: {_trainable(trainer, geometry)}; {steps} steps; {memory_in_use()}")
         with explains_full_disk(folder):
-            record_run(config)
-            loop = Loop(trainer, dataset, folder, steps, _exact_match(config, dataset, tokenizer))
-            code = _run(config, folder, loop, geometry, tokenizer, source)
+            enter_run_folder(lock, config, begun=is_begun)
+            record_run(config, chat_template, today, {"step": start, "changed": changed} if changed else None)
+            loop = Loop(trainer, dataset, folder, assumed, _exact_match(config, dataset, geometry, tokenizer), stop)
+            _run(config, folder, loop, geometry, tokenizer, source)
             # A run that was complete already compiles nothing and keeps the figures that it has.
-            if code == 0 and (loop.compiled_bytes or not (folder / SUMMARY).exists()):
+            if loop.compiled_bytes or not (folder / SUMMARY).exists():
                 write_summary(folder, summary(trainer, geometry, loop, held_before))
-            return code
+    return 0
 
 
-def _run(config: Config, folder: Path, loop: Loop, geometry: ModelConfig, tokenizer, source: Path | None) -> int:
-    """Trains, and writes what the run gives; returns the exit code."""
+def _run(config: Config, folder: Path, loop: Loop, geometry: ModelConfig, tokenizer, source: Path | None) -> None:
+    """Trains, and writes what the run gives."""
     trainer, dataset = loop.trainer, loop.dataset
-    before = _samples_before(config, folder, trainer, dataset, tokenizer, loop)
+    shown = _shown(config, dataset)
+    before = _samples_before(folder, loop, shown, tokenizer and _answerer(trainer, geometry, tokenizer))
     try:
         loop.run()
-    except Interrupted as stop:
-        _say(str(stop))
-        return 128 + stop.signal
     finally:
         loop.checkpoints.wait()  # no error may cut off the checkpoint that is being written
-    _save_result(config, folder, trainer, source)
-    samples = _samples(config, trainer, dataset, tokenizer, before)
+    _save_result(config, folder, trainer, source, tokenizer and tokenizer.chat_template)
+    samples: list[Sample] = []
+    if tokenizer and shown:
+        samples = loop.stop.beside(lambda: _samples(shown, _answerer(trainer, geometry, tokenizer), before))
     _report(config, folder, loop, trainer, geometry, samples)
-    return 0
 
 
 def _before_and_after(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -102,32 +145,37 @@ def _before_and_after(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(evaluations) < 2:
         return []
     first, last = evaluations[0], evaluations[-1]
-    return [f"{name}: {first[name]:.4f} before, {last[name]:.4f} after" for name in last if name != "step"]
+    both = [name for name in last if name != "step" and None not in (first.get(name), last[name])]
+    return [f"{name}: {first[name]:.4f} before, {last[name]:.4f} after" for name in both]
 
 
-def _dataset(config: Config, tokenizer, geometry: ModelConfig) -> Dataset:
+def _dataset(config: Config, tokenizer, geometry: ModelConfig, today: datetime) -> Dataset:
     if tokenizer is None:
         _say("model.weights=random without a tokenizer: training on random tokens, for speed and memory only")
         return random_tokens(config, geometry.vocab_size)
-    check_vocabulary(tokenizer, geometry.vocab_size)
-    return prepare(config, tokenizer)
+    limit_vocabulary(tokenizer, geometry.vocab_size)
+    return prepare(config, tokenizer, today)
 
 
-def _generator(trainer: Trainer, tokenizer) -> Generator:
-    parts = trainer.parts
-    base = with_table_on_device(parts.base)
-    return Generator(parts.graphdef, parts.adapters, base, stop_ids=[tokenizer.eos_token_id])
+def _tokenizer(config: Config, source: Path):
+    """The base's tokenizer, with the chat template of the run."""
+    tokenizer = load_tokenizer(str(source))
+    if config.data.chat_template:
+        tokenizer.chat_template = load_chat_template(config.data.chat_template)
+    return tokenizer
 
 
-def _exact_match(config: Config, dataset: Dataset, tokenizer):
+def _answerer(trainer: Trainer, geometry: ModelConfig, tokenizer) -> Answerer:
+    """The model as it is now, for answers no longer than it was made for."""
+    folder, positions = trainer.loaded.folder, trainer.config.model.max_position or geometry.max_position
+    stop_ids = stop_ids_of(folder, tokenizer) if folder else [tokenizer.eos_token_id]
+    return Answerer(trainer.parts, tokenizer, stop_ids=stop_ids, positions=positions)
+
+
+def _exact_match(config: Config, dataset: Dataset, geometry: ModelConfig, tokenizer):
     if not config.data.exact_match or not dataset.eval_documents:
         return None
-
-    def metrics(trainer: Trainer) -> dict[str, float]:
-        answers = answer(_generator(trainer, tokenizer), tokenizer, dataset.eval_documents)
-        return {"exact_match": exact_match(answers, dataset.eval_documents, tokenizer)}
-
-    return metrics
+    return lambda trainer: _answerer(trainer, geometry, tokenizer).exact_match(dataset.eval_documents)
 
 
 def _shown(config: Config, dataset: Dataset) -> list[Encoded]:
@@ -137,32 +185,30 @@ def _shown(config: Config, dataset: Dataset) -> list[Encoded]:
     return [documents[i * len(documents) // count] for i in range(count)]
 
 
-def _samples_before(config, folder: Path, trainer, dataset, tokenizer, loop: Loop) -> list[str]:
+def _samples_before(folder: Path, loop: Loop, shown: Sequence[Encoded], answerer: Answerer | None) -> list[str]:
     """The untrained model's answers, kept in the run folder for a run that is continued."""
     record = folder / BEFORE
     if loop.checkpoints.steps:
         return json.loads(record.read_text()) if record.exists() else []
     loop.evaluate_before()
-    answers = answer(_generator(trainer, tokenizer), tokenizer, _shown(config, dataset)) if tokenizer else []
+    answers = loop.stop.beside(lambda: answerer.samples(shown)) if answerer and shown else []
     record.write_text(json.dumps(answers))
     return answers
 
 
-def _samples(config: Config, trainer: Trainer, dataset: Dataset, tokenizer, before: list[str]) -> list[Sample]:
-    documents = _shown(config, dataset)
-    if tokenizer is None or not documents:
-        return []
-    after = answer(_generator(trainer, tokenizer), tokenizer, documents)
+def _samples(shown: Sequence[Encoded], answerer: Answerer, before: list[str]) -> list[Sample]:
     return [
-        Sample(prompt=shown_prompt(tokenizer, d), before=b, after=a, expected=expected(tokenizer, d))
-        for d, b, a in zip(documents, before or [""] * len(documents), after, strict=True)
+        Sample(prompt=answerer.asked(d), before=b, after=a, expected=answerer.expected(d))
+        for d, b, a in zip(shown, before or [""] * len(shown), answerer.samples(shown), strict=True)
     ]
 
 
-def _save_result(config: Config, folder: Path, trainer: Trainer, source: Path | None) -> None:
+def _save_result(
+    config: Config, folder: Path, trainer: Trainer, source: Path | None, chat_template: Templates | None
+) -> None:
     model = trainer.parts.merge()
     if config.method == "full":
-        write_model(model, folder / "model", source)
+        write_model(model, folder / "model", source, chat_template=chat_template)
         return
     write_adapter(
         folder / "adapter",
@@ -172,6 +218,7 @@ def _save_result(config: Config, folder: Path, trainer: Trainer, source: Path | 
         base=config.model.path,
         base_hash=trainer.loaded.content_hash,
         extra=recorded_quantization(config),
+        chat_template=chat_template,
     )
 
 
@@ -186,6 +233,7 @@ def _report(config: Config, folder: Path, loop: Loop, trainer: Trainer, geometry
         "Memory at the end": memory_in_use(),
         "Base content hash": trainer.loaded.content_hash,
     }
+    facts |= {f"Changed at step {one['step']}": "; ".join(one["changed"]) for one in read_changes(folder)}
     memory = memory_bars(config, geometry)
     page = write_report(folder, rows=rows, samples=samples, config=config, facts=facts, memory=memory)
     _say("\n".join([*_before_and_after(rows), f"done: {page}"]))

@@ -14,7 +14,8 @@ from qlora_jax.io.hf import read_config, resolve_folder
 from qlora_jax.train.config import Config, TrainSection, to_dict
 from qlora_jax.train.loop import Diverged
 from qlora_jax.train.metrics import read_rows
-from qlora_jax.train.run_folder import SUMMARY, check_run_folder
+from qlora_jax.train.run_folder import SUMMARY, check_run_folder, check_same_run
+from qlora_jax.train.setup import for_geometry, with_method
 
 RECORD = "study.json"
 # Multiples of the configuration's learning rate, half a decade apart: one grid for every method. It is walked from the
@@ -104,7 +105,7 @@ class Study:
             data = dataclasses.replace(data, exact_match=False, samples=0)
             length = SEARCH_LENGTHS[self.mode]
         else:
-            data = dataclasses.replace(data, eval=data.test)
+            data = dataclasses.replace(data, eval=data.test, eval_split=data.test_split)
         train = dataclasses.replace(shortened(config.train, length), eval_every=0, keep=1, keep_best=False)
         model = config.model
         if method.base_format:
@@ -137,7 +138,7 @@ def check_study(study: Study) -> None:
                 f"config.data.{name}={getattr(data, name)!r}: a comparison needs rows {purpose}; "
                 f"name them with --config.data.{name}=FILE"
             )
-    if data.eval == data.test:
+    if data.eval == data.test and not (Path(data.test).is_dir() and data.eval_split != data.test_split):
         raise ValueError(
             f"config.data.eval and config.data.test are both {data.test!r}: learning rates are chosen on the first, so "
             "the second must be other rows"
@@ -150,14 +151,19 @@ def check_study(study: Study) -> None:
     check_folder(study)
 
 
-def check_files(config: Config) -> None:
+def check_files(config: Config) -> Config:
     """Reads the base's geometry and the test rows, which no run would ask for before the first one is at its end.
+
+    Returns:
+      The configuration as the base can have it by every method.
 
     Raises:
       FileNotFoundError, ValueError, NotImplementedError: one of them is not there, or is not what it should be.
     """
-    read_config(resolve_folder(config.model.path))
-    load_rows(config.data.test, config.data.eval_split or config.data.split)
+    geometry = read_config(resolve_folder(config.model.path))
+    load_rows(config.data.test, config.data.test_split)
+    packed = for_geometry(with_method(config, "qlora"), geometry)
+    return dataclasses.replace(config, model=packed.model, quant=packed.quant)
 
 
 def check_folder(study: Study) -> None:
@@ -253,6 +259,7 @@ def validation_loss(run: Run, train: Train, say: Say) -> float:
 def finish(run: Run, train: Train, say: Say) -> None:
     """Runs to the end, unless that was done before. Raises ValueError where the folder holds another run."""
     check_run_folder(run.config)
+    check_same_run(run.config)
     if (run.folder / SUMMARY).exists():
         return
     say(f"{run.folder.parent.name}/{run.folder.name}: learning rate {run.rate:g}, seed {run.seed}")

@@ -36,17 +36,22 @@ class Generator:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> list[list[int]]:
         """The new token ids of each prompt, without the stop token.
 
+        Args:
+          max_new_tokens: at most as many, of all or of each. One number is compiled for; the largest of several is
+            rounded up, so that few are.
+
         Raises:
           ValueError: an empty prompt, or fewer than one new token asked for.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if min(limits, default=1) < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {min(limits)}")
         if not prompts or any(not prompt for prompt in prompts):
             raise ValueError("every prompt needs at least one token: give some text, or a tokenizer that adds a bos")
         tokens, counts = _padded(prompts)
@@ -56,20 +61,16 @@ class Generator:
             tokens,
             counts,
             jax.random.key(seed),
-            max_new_tokens=max_new_tokens,
+            jnp.asarray(limits, jnp.int32),
+            max_new_tokens=max_new_tokens if isinstance(max_new_tokens, int) else bucket(max(limits)),
             sampling=sampling,
             stop_ids=self.stop_ids,
         )
-        return [self._until_stop(row) for row in np.asarray(new).tolist()]
+        return [self._until_stop(row[:limit]) for row, limit in zip(np.asarray(new).tolist(), limits, strict=True)]
 
     def _until_stop(self, row: list[int]) -> list[int]:
         ends = [i for i, token in enumerate(row) if token in self.stop_ids]
         return row[: ends[0]] if ends else row
-
-
-def prompt_of(ids: np.ndarray, scored: np.ndarray) -> list[int]:
-    """The ids before the first scored token: what a model is given to answer."""
-    return ids[: int(np.argmax(scored))].tolist()
 
 
 def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
@@ -91,7 +92,16 @@ def bucket(length: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "sampling", "stop_ids"))
 def _generate(
-    graphdef, state, tokens: Int[Array, "B T"], counts, key, *, max_new_tokens: int, sampling, stop_ids
+    graphdef,
+    state,
+    tokens: Int[Array, "B T"],
+    counts,
+    key,
+    limits: Int[Array, " B"],
+    *,
+    max_new_tokens: int,
+    sampling,
+    stop_ids,
 ) -> Int[Array, "B new"]:
     model: Decoder = nnx.merge(graphdef, *state)
     stops = jnp.array(stop_ids or (NEVER,), jnp.int32)
@@ -108,13 +118,13 @@ def _generate(
         hidden, cache = model.step(out[:, index - 1, None], cache)
         token = draw(hidden[:, 0], index)
         out = out.at[:, index].set(jnp.where(done, out[:, index], token))
-        return cache, out, done | jnp.isin(token, stops), index + 1
+        return cache, out, done | jnp.isin(token, stops) | (index + 1 >= limits), index + 1
 
     slots = tokens.shape[1] + max_new_tokens
     dtype = model.embed_tokens.weight.get_value().dtype
     hidden, cache = model.step(tokens, empty_cache(model.config, tokens.shape[0], slots, dtype), counts)
     first = draw(hidden[jnp.arange(tokens.shape[0]), counts - 1], 0)
-    # Rows that have ended stay filled with a stop token (or, without any, never end).
+    # Rows that have ended stay filled with a stop token.
     out = jnp.full((tokens.shape[0], max_new_tokens), stops[0], jnp.int32).at[:, 0].set(first)
-    carry = (cache, out, jnp.isin(first, stops), jnp.int32(1))
+    carry = (cache, out, jnp.isin(first, stops) | (limits <= 1), jnp.int32(1))
     return lax.while_loop(running, step, carry)[1]

@@ -1,6 +1,7 @@
 """The configuration of a run: typed sections, checked on construction, read from Python files and JSON."""
 
 import difflib
+import math
 import re
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ AT_LEAST_ONE = Rule("of at least 1", lambda value: value >= 1)
 BELOW_ONE = Rule("from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 UP_TO_ONE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
 FRACTION = Rule("between 0 and 1", lambda value: 0 < value < 1)
+NUMBER_OR_SHARE = Rule("of at least 0, or a share below 1", lambda value: value >= 0 and (value < 1 or value % 1 == 0))
 SEED = Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 
 
@@ -121,16 +123,39 @@ class LoraSection(Section):
 class DataSection(Section):
     PREFIX: ClassVar[str] = "config.data"
 
-    train: str = option("", "training rows: a .jsonl, .json or .parquet file, a folder, or a Hub dataset")
-    eval: str | float = option("", "evaluation rows: the same, or a fraction of train to hold out", FRACTION)
-    test: str = option("", "rows that compare.py measures the methods on, and nothing is chosen by: as train")
-    split: str = option("train", "split of a Hub dataset to train on")
-    eval_split: str = option("", "split of a Hub dataset to evaluate on")
+    train: str | tuple[dict, ...] = option(
+        "", 'training rows: a file, a folder, a pattern or a Hub dataset, or a list of [{"path", "weight", "split"}]'
+    )
+    eval: str | float = option("", "evaluation rows: a file, …, or a fraction of train to hold out", FRACTION)
+    test: str = option("", "rows that compare.py measures the methods on, and nothing is chosen by: as eval")
+    split: str = option("train", "split of a folder or a Hub dataset to train on")
+    eval_split: str = option("validation", "split of a folder or a Hub dataset to evaluate on")
+    test_split: str = option("test", "split of a folder or a Hub dataset for data.test")
     packing: bool = option(True, "put several documents into one sequence, kept apart in attention")
     train_on: Literal["completions", "all"] = option("completions", "tokens that the loss counts")
+    long_rows: Literal["cut", "split", "drop"] = option("cut", "what becomes of rows longer than train.seq_len")
+    max_bad_rows: int | float | None = option(
+        None,
+        "rows to leave out at most that cannot be learned from, or their share; none: 10, or 1 % if that is more",
+        NUMBER_OR_SHARE,
+    )
+    cache: bool = option(True, "keep the encoded rows on disk, so that the next start takes seconds")
     chat_template: str = option("", "a Jinja file, or chatml, instead of the tokenizer's own")
     exact_match: bool = option(False, "answer the evaluation rows at every evaluation and score whole answers")
     samples: int = option(4, "rows answered before and after training, for the report", AT_LEAST_ZERO)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in self.train if isinstance(self.train, tuple) else ():
+            check_source(item)
+
+
+def check_source(item: dict) -> None:
+    """ValueError for an entry of data.train that is no {"path", "weight", "split"}."""
+    kinds = {"path": str, "weight": int | float, "split": str}
+    fits = item.get("path") and all(name in kinds and isinstance(item[name], kinds[name]) for name in item)
+    if not fits or not 0 < item.get("weight", 1) < math.inf:
+        raise ValueError(f'config.data.train: {item!r:.120}: expected {{"path"}}, with "weight" (above 0) and "split"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +199,9 @@ class TrainSection(Section):
     keep_best: bool = option(True, "also keep the checkpoint with the lowest eval_loss")
     resume: Literal["auto", "none"] | int = option(
         "auto", "step of the checkpoint to go on from; later ones are then deleted", AT_LEAST_ZERO
+    )
+    resume_with: Literal["same", "changed"] = option(
+        "same", "changed: go on with other rows, another template or learning rate, which changes.jsonl then says"
     )
     deterministic: bool = option(False, "the same bits on every GPU run, at some cost in speed")
     log_every: int = option(1, "steps between logged rows", AT_LEAST_ONE)

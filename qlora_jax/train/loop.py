@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from qlora_jax.data import eval_batches
+from qlora_jax.io.identity import sample_record
 from qlora_jax.train.batch import to_device
 from qlora_jax.train.config import to_dict
 from qlora_jax.train.dataset import Dataset
@@ -17,33 +18,35 @@ from qlora_jax.train.pages import paged_like, whole_state
 from qlora_jax.train.progress import Progress
 from qlora_jax.train.run_folder import open_checkpoints, start_step
 from qlora_jax.train.setup import Trainer
-from qlora_jax.train.signals import StopRequest
+from qlora_jax.train.signals import Stopped, StopRequest
 from qlora_jax.train.step import evaluate
 
 # Adds columns such as exact_match to an evaluation row.
 ExtraMetrics = Callable[[Trainer], dict[str, float]]
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved. `signal` is the signal's number."""
-
-    def __init__(self, signal: int, step: int):
-        super().__init__(f"stopped by signal {signal} after step {step}; the same command continues from there")
-        self.signal = signal
-
-
 class Diverged(RuntimeError):
-    """A loss or a gradient that is no finite number."""
+    """A loss, an evaluation or a gradient that is no finite number."""
 
 
 class Loop:
-    """Drives a Trainer over a Dataset, from whatever step its checkpoints hold to `steps`."""
+    """Drives a Trainer over a Dataset, from whatever step its checkpoints hold to `assumed["steps"]`.
+
+    `assumed` is what `assumptions` gives, and is recorded with every checkpoint.
+    """
 
     def __init__(
-        self, trainer: Trainer, dataset: Dataset, folder: Path, steps: int, extra_metrics: ExtraMetrics | None
+        self,
+        trainer: Trainer,
+        dataset: Dataset,
+        folder: Path,
+        assumed: Mapping[str, Any],
+        extra_metrics: ExtraMetrics | None,
+        stop: StopRequest,
     ):
-        self.trainer, self.dataset, self.folder, self.steps = trainer, dataset, folder, steps
-        self.extra_metrics = extra_metrics
+        self.trainer, self.dataset, self.folder, self.assumed = trainer, dataset, folder, assumed
+        self.steps: int = assumed["steps"]
+        self.extra_metrics, self.stop = extra_metrics, stop
         self.section = trainer.config.train
         self.checkpoints = open_checkpoints(folder, trainer.config)
         self.compiled_bytes: int | None = None
@@ -52,27 +55,33 @@ class Loop:
         """Runs to the end.
 
         Raises:
-          Interrupted: SIGTERM or SIGINT came; a checkpoint of the last finished step is on disk.
-          Diverged: the loss is no finite number any more.
+          Stopped: a signal came; a checkpoint of the last finished step is on disk.
+          Diverged: a loss, in training or evaluation, is no finite number any more.
         """
         start = self._restore()
         with (
-            StopRequest() as stop,
             MetricsLog(self.folder, restored_step=start) as log,
             Progress(self.steps, start_step=start, log_every=self.section.log_every) as progress,
         ):
             if start:
                 progress.note(f"continuing from the checkpoint of step {start}")
+            self._evaluate_late(start, log, progress)
             if start < self.steps:
                 step_fn = self._compile(progress)
                 self.checkpoints.drop_after(start)
                 for step in range(start, self.steps):
-                    self._one_step(step, step_fn, log, progress)
-                    if stop.signal is not None:
-                        self._save(step + 1, None)
-                        self.checkpoints.wait()
-                        raise Interrupted(stop.signal, step + 1)
+                    self._one_step_or_stop(step, step_fn, log, progress)
             self.checkpoints.wait()
+
+    def _one_step_or_stop(self, step: int, step_fn, log: MetricsLog, progress: Progress) -> None:
+        """A signal is heard after the step, or during its evaluation, which is then made up for by the next start."""
+        try:
+            self._one_step(step, step_fn, log, progress)
+            self.stop.check()
+        except Stopped as stopped:
+            self._save(step + 1, None)
+            self.checkpoints.wait()
+            raise Stopped(stopped.signal, f"after step {step + 1}") from None
 
     def _one_step(self, step: int, step_fn, log: MetricsLog, progress: Progress) -> None:
         trainer, began = self.trainer, time.monotonic()
@@ -84,13 +93,12 @@ class Loop:
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}
         done = step + 1
         rate = int((batch.segment_ids > 0).sum()) / (time.monotonic() - began)
-        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-            raise Diverged(self._divergence(done, row))
+        self._check_finite(done, row)
         if done % self.section.log_every == 0 or done == self.steps:
             log.write({"step": done, **row, "learning_rate": float(trainer.schedule(step)), "tokens_per_second": rate})
         progress.update(done, loss=row["loss"], tokens_per_second=rate)
         last = done == self.steps
-        evaluated = self._evaluate(done, log, progress) if self._due(done, self.section.eval_every) or last else None
+        evaluated = self._evaluate(done, log, progress) if self._evaluation_due(done) else None
         if last or evaluated or self._due(done, self.section.save_every):
             self._save(done, evaluated)
 
@@ -98,11 +106,23 @@ class Loop:
     def _due(step: int, every: int) -> bool:
         return every > 0 and step % every == 0
 
+    def _evaluation_due(self, step: int) -> bool:
+        return self._due(step, self.section.eval_every) or step == self.steps
+
+    def _evaluate_late(self, start: int, log: MetricsLog, progress: Progress) -> None:
+        """The evaluation of the checkpoint that the run goes on from, where a signal ended it."""
+        missing = not any(row["step"] == start and "eval_loss" in row for row in log.kept)
+        if start and missing and self._evaluation_due(start) and (row := self._evaluate(start, log, progress)):
+            self.checkpoints.add_metrics(start, row)
+
     def _evaluate(self, step: int, log: MetricsLog, progress: Progress) -> dict[str, float] | None:
         if not self.dataset.eval_documents:
             return None
-        loss, _ = evaluate(self.trainer.eval_step, self.trainer.parts, self._eval_batches())
-        row = {"eval_loss": loss, **(self.extra_metrics(self.trainer) if self.extra_metrics else {})}
+        trainer = self.trainer
+        loss, _ = self.stop.beside(lambda: evaluate(trainer.eval_step, trainer.parts, self._eval_batches()))
+        self._check_finite(step, {"eval_loss": loss})
+        extra = self.extra_metrics
+        row = {"eval_loss": loss, **(self.stop.beside(lambda: extra(trainer)) if extra else {})}
         log.write({"step": step, **row})
         progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
         return row
@@ -138,7 +158,7 @@ class Loop:
         began = time.monotonic()
         batch = to_device(self.dataset.batches.at(0), trainer.parts.base)
         arguments = (trainer.parts.adapters, trainer.opt_state, trainer.parts.base, batch)
-        compiled = trainer.train_step.lower(*arguments, self._key(0)).compile()
+        compiled = self.stop.beside(lambda: trainer.train_step.lower(*arguments, self._key(0)).compile())
         memory = compiled.memory_analysis()
         if memory is not None:
             sizes = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
@@ -163,18 +183,24 @@ class Loop:
         meta = {
             "step": step,
             "base_hash": trainer.loaded.content_hash,
+            **sample_record(trainer.loaded.content_hash),
             "rng": {"seed": trainer.config.seed, "fold_in": step},
             "data": {"seed": trainer.config.seed, "epoch": epoch, "batch": index},
+            "assumes": self.assumed,
             "config": to_dict(trainer.config),
         }
         # Pages or not, a checkpoint looks the same: a run may go on with another optim.offload.
         self.checkpoints.save(step, trainer.parts.adapters, whole_state(trainer.opt_state), meta, metrics)
 
-    def _divergence(self, step: int, row: dict[str, float]) -> str:
-        saved = self.checkpoints.steps
-        return (
-            f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}: training has diverged. "
+    def _check_finite(self, step: int, row: Mapping[str, float]) -> None:
+        """Raises Diverged where a figure is no finite number: before it is logged, or saved as a checkpoint's."""
+        if all(math.isfinite(value) for value in row.values()):
+            return
+        saved, config = self.checkpoints.steps, self.trainer.config
+        figures = ", ".join(f"{name} {value}" for name, value in row.items())
+        raise Diverged(
+            f"step {step}: {figures}: {'training has diverged' if step else 'the untrained model has diverged'}. "
             f"The last checkpoint is of step {saved[-1] if saved else 'none'}; check the data, and begin again in a "
-            f"new output_dir with a lower optim.learning_rate (now {self.trainer.config.optim.learning_rate}) "
-            f"or model.dtype=bf16 or fp32 (now {self.trainer.config.model.dtype})"
+            f"new output_dir with a lower optim.learning_rate (now {config.optim.learning_rate}) "
+            f"or model.dtype=bf16 or fp32 (now {config.model.dtype})"
         )

@@ -1,9 +1,11 @@
 """The run's numbers: `metrics.jsonl`, one JSON object a line, and the same in TensorBoard."""
 
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,13 +13,14 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 
 Row = Mapping[str, Any]
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
     """Appends rows to `run_dir/metrics.jsonl` and `run_dir/tensorboard`.
 
     A training row has `step` and `loss`, an evaluation row `step` and `eval_loss`; no row has both.
-    With `restored_step`, the rows up to that step are kept and later ones dropped, because they will be
+    With `restored_step`, the rows up to that step are kept (`kept`) and later ones dropped, because they will be
     written again; without it the log starts empty.
     """
 
@@ -25,8 +28,9 @@ class MetricsLog:
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        kept = [] if restored_step is None else [row for row in read_rows(path) if row["step"] <= restored_step]
-        replace_rows(path, kept)
+        whole = [] if restored_step is None else repaired_rows(path)
+        self.kept = [row for row in whole if row["step"] <= restored_step]
+        replace_rows(path, self.kept)
         self._file = path.open("a", encoding="utf-8")
         purge = None if restored_step is None else restored_step + 1
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
@@ -61,15 +65,34 @@ def to_line(row: Row) -> str:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, oldest first; none if there is no such file.
+    """The whole rows of a metrics.jsonl, oldest first; none if there is no such file.
 
-    A last line without its newline is what a killed process leaves, and is skipped.
+    A last line without its newline is what a killed process leaves, and is skipped. So are damaged lines.
     """
-    path = Path(path)
+    return [row for _, row in _lines(Path(path)) if row is not None]
+
+
+def repaired_rows(path: Path) -> list[dict[str, Any]]:
+    """`read_rows`; says which lines are damaged, and then keeps the file as it is beside its own place."""
+    damaged = [number for number, row in _lines(path) if row is None]
+    if damaged:
+        copy = path.with_suffix(".damaged.jsonl")
+        shutil.copyfile(path, copy)
+        shown = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+        logger.warning(f"{path}: damaged and left out: line {shown}; {copy.name} holds the file as it was")
+    return read_rows(path)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """The number of each line, from 1, and its row; None where it is damaged."""
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # no JSON, or no text
+            row = None
+        yield number, row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def replace_rows(path: Path, rows: list[dict[str, Any]]) -> None:

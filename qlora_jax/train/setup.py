@@ -1,6 +1,7 @@
 """From a configuration to everything a run needs: model, adapters, optimizer and jitted steps."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,20 @@ from flax import nnx
 
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import LoadedModel, load_model, random_model, read_config, resolve_folder
+from qlora_jax.io.json_object import read_object
+from qlora_jax.io.packing import Forms, folder_forms, stated_forms
+from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.lora import LoraConfig, Target
 from qlora_jax.models.adapters import add_adapters
-from qlora_jax.models.config import DTYPES
+from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.layers import Frozen
 from qlora_jax.train.config import Config
 from qlora_jax.train.optimizer import adamw, learning_rate
 from qlora_jax.train.paged_step import PagedStep, make_paged_step
 from qlora_jax.train.pages import init_state
 from qlora_jax.train.step import Parts, make_eval_step, make_train_step, masked_optimizer, split_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -100,7 +106,19 @@ def load_base(config: Config, folder: Path | None) -> LoadedModel:
         geometry = read_config(folder or Path(config.model.geometry))
         return random_model(geometry, config.seed, **options)
     assert folder is not None  # base_folder gives one for every checkpoint
-    return load_model(folder, quant="none" if packed is None else "nf4", **options)
+    return load_model(folder, quant="none" if packed is None else "qlora", **options)
+
+
+def planned_forms(config: Config, geometry: ModelConfig) -> Forms:
+    """How the base packs its projections, a folder or a config.json that model.geometry (else model.path) names."""
+    source = Path(config.model.geometry or config.model.path)
+    file = source if source.is_file() else source / "config.json"
+    if config.method != "qlora" or config.model.weights == "random" or not file.is_file():
+        return {}
+    try:
+        return folder_forms(geometry, TensorFolder(source))
+    except FileNotFoundError:  # a plan needs config.json alone
+        return stated_forms(geometry, read_object(file))
 
 
 def base_folder(config: Config) -> Path | None:
@@ -108,6 +126,26 @@ def base_folder(config: Config) -> Path | None:
     if config.model.weights == "random" and config.model.geometry:
         return None
     return resolve_folder(config.model.path)
+
+
+def for_geometry(config: Config, geometry: ModelConfig) -> Config:
+    """The configuration as a model of this geometry can have it; what is changed for that is logged.
+
+    Where the output layer is the embedding there is one table, on the device. It is then stored as the output layer was
+    to be, which costs most of the quality. Two different storages for it are left to be refused.
+    """
+    head, table = config.quant.lm_head, config.quant.embedding
+    on_host, packs = embedding_on_host(config), config.method == "qlora" and table == "none" != head
+    if not geometry.tie_embeddings or not (on_host or packs):
+        return config
+    changes = ["model.embedding=device"] * on_host + [f"quant.embedding={head}"] * packs
+    logger.warning(f"this {geometry.family} model's output layer is its embedding: {' and '.join(changes)} is used")
+    # Both at once: a packed embedding is not accepted in host memory.
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, embedding="device"),
+        quant=dataclasses.replace(config.quant, embedding=head if packs else table),
+    )
 
 
 def check_length(config: Config, max_position: int) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+# Several sources of rows, each an object; a plain path stands for {"path": …}.
+SOURCES = tuple[dict, ...]
 WORDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", NoneType: "none"}
 
 
@@ -37,6 +39,8 @@ def _describe_one(kind: Any) -> str:
     origin = get_origin(kind)
     if origin is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))
+    if kind == SOURCES:
+        return 'a list of {"path", "weight"}'
     if origin is tuple:
         return "a list of names"
     if origin is Mapping:
@@ -57,6 +61,9 @@ def _convert_one(value: Any, kind: Any) -> tuple[bool, Any]:
     origin = get_origin(kind)
     if origin is Literal:
         return isinstance(value, str) and value in get_args(kind), value
+    if kind == SOURCES:
+        fits = isinstance(value, list | tuple) and all(isinstance(one, str | dict) for one in value)
+        return fits, tuple({"path": one} if isinstance(one, str) else one for one in value) if fits else value
     if origin is tuple:
         fits = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
         return (True, tuple(value)) if fits else (False, value)
@@ -93,6 +100,8 @@ def _from_text_one(text: str, kind: Any) -> tuple[bool, Any]:
         return text.lower() in ("none", "null"), None
     if kind is bool:
         return text.lower() in ("true", "false"), text.lower() == "true"
+    if kind == SOURCES:
+        return _from_json_list(text)
     if origin is tuple:
         # Anything beyond names and commas is left to be a regular expression, as is `all-linear`.
         names = tuple(name.strip() for name in text.split(",") if name.strip())
@@ -104,3 +113,11 @@ def _from_text_one(text: str, kind: Any) -> tuple[bool, Any]:
         return True, reader(text)
     except ValueError:
         return False, text
+
+
+def _from_json_list(text: str) -> tuple[bool, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False, text
+    return isinstance(value, list), value

@@ -223,3 +223,26 @@ def test_disk_that_fills_up_under_a_full_fine_tune(sound, tmp_path, disk_that_fi
     with pytest.raises(OSError, match=r"model needs [0-9,]+ bytes.*choose another folder"):
         write_model(trained, tmp_path / "model", sound / "model")
     assert contents(tmp_path) == before
+
+
+# --- the model's small files
+
+NO_OBJECT = ["", "{", "[]", "null", "5", '"x"', "[" * 100_000, "\0"]
+SMALL_FILES = {
+    "config.json": [*NO_OBJECT, "{}"],
+    "generation_config.json": [*NO_OBJECT, '{"eos_token_id": "2"}', '{"eos_token_id": [[1]]}'],
+    "tokenizer.json": [*NO_OBJECT, "{}"],
+    "tokenizer_config.json": NO_OBJECT,
+    "model.safetensors.index.json": [*NO_OBJECT, "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 5}}'],
+    "qlora_jax.json": [*NO_OBJECT, "{}", '{"base_hash": 5}'],
+}
+
+
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_small_files_that_hold_something_else(name, sound, model, capsys):
+    file = model / name
+    for text in SMALL_FILES[name]:
+        file.write_text(text)
+        assert exit_code(generate, ["--model", model, "--prompt", "say", "--max-new-tokens", "1"]) == 1, text
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert name.split("_")[0].split(".")[0] in line, (text, line)

@@ -11,8 +11,8 @@ from qlora_jax.cli.export import main as export
 from qlora_jax.cli.generate import main as generate
 from qlora_jax.cli.quantize import main as quantize
 from qlora_jax.cli.train import main as train
-from tests.cli.commands import FIRST, Q_PROJ, SECOND, command, edit_tensor
-from tests.cli.tiny import write_tokenizer
+from qlora_jax.data import load_tokenizer
+from tests.cli.commands import FIRST, Q_PROJ, SECOND, command, edit_tensor, exit_code
 
 INDEX = "model.safetensors.index.json"
 
@@ -86,10 +86,6 @@ DAMAGES = {
         lambda model: (model / "config.json").write_text("{,"),
         ["config.json", "no JSON"],
     ),
-    "tokenizer of another model": (
-        lambda model: write_tokenizer(model, more=8),
-        ["266 tokens", "vocab_size is 258", "tokenizer that belongs to this model"],
-    ),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), ["damaged", "tokenizer.json"]),
 }
 
@@ -100,6 +96,24 @@ def test_damaged_model(name, sound, model, tmp_path, fails):
     damage(model)
     fails(train, command(sound, tmp_path / "new", f"model.path={model}"), *words)
     fails(generate, ["--model", model, "--prompt", "say"], *words)
+
+
+def test_a_tokenizer_with_ids_that_the_model_has_not(sound, model, tmp_path, fails):
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(model)
+    assert len(tokenizer) == 259
+    words = [
+        "token '<pad>' has id 258",
+        "vocab_size is 258",
+        "say <pad>",
+        "tokenizer that belongs to this model",
+    ]
+    fails(generate, ["--model", model, "--prompt", "say <pad> please"], *words)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "say", "completion": "say <pad> please"}) + "\n")
+    fails(train, command(sound, tmp_path / "new", f"model.path={model}", f"data.train={rows}"), *words)
+    assert exit_code(train, command(sound, tmp_path / "new", f"model.path={model}")) == 0
 
 
 @pytest.mark.parametrize(
@@ -143,17 +157,17 @@ def test_unreachable_hub(sound, tmp_path, fails, monkeypatch):
     [
         ("", ["bad.jsonl", "holds no rows", "at least one"]),
         (
-            '{"text": "a"}\n\n{"question": "b"}\n',
+            '\n\n{"question": "b"}\n',
             ["bad.jsonl, row 3", "columns question", '{"prompt", "completion"}'],
         ),
         (
-            '{"text": "a"}\n{"prompt": "b"}\n',
+            '\n{"prompt": "b"}\n',
             ["bad.jsonl, row 2", "columns prompt", '{"prompt", "completion"}'],
         ),
-        ('{"text": "a"}\n{"text": 3}\n', ["bad.jsonl, row 2", "'text' must be a string", "int 3"]),
-        ('{"text": "a"}\n{"text": \n', ["bad.jsonl, row 2", "not valid JSON"]),
+        ('\n{"text": 3}\n', ["bad.jsonl, row 2", "'text' must be a string", "int 3"]),
+        ('\n{"text": \n', ["bad.jsonl, row 2", "not valid JSON"]),
         (
-            '{"text": "a"}\n{"messages": [{"role": "user", "content": "a"}]}\n',
+            '\n{"messages": [{"role": "user", "content": "a"}]}\n',
             ["bad.jsonl, row 2", "chat template"],
         ),
     ],
@@ -173,7 +187,7 @@ def test_rows_that_are_nowhere(sound, tmp_path, fails):
 
 
 def test_rows_whose_answers_do_not_fit(sound, tmp_path, fails):
-    words = ["24 rows", "train.seq_len=4", "raise train.seq_len"]
+    words = ["24 of 24 rows", "train.seq_len=4", "raise train.seq_len", "max_bad_rows"]
     fails(train, command(sound, tmp_path / "new", "train.seq_len=4", "data.eval="), *words)
 
 

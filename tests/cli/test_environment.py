@@ -39,3 +39,11 @@ def test_settings_come_before_the_backend():
     """With a backend that does not exist, whatever starts one fails."""
     code = "prepare(); print(os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'])"
     assert python(code, JAX_PLATFORMS="nonexistent") == "false\n"
+
+
+def test_every_line_of_the_log_is_there_once():
+    """absl, which Orbax imports, gives the root logger a handler where it has none."""
+    code = "import logging, qlora_jax.cli.environment as e; e.prepare(); import orbax.checkpoint; "
+    code += "logging.getLogger('qlora_jax.kernels').info('ours'); logging.getLogger('other').warning('theirs')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stderr == "ours\ntheirs\n"

@@ -111,7 +111,12 @@ def test_killed_run_ends_with_the_same_bits(sound, uninterrupted, tmp_path, capf
 
 def test_stopped_run_saves_its_last_step_and_goes_on(sound, uninterrupted, tmp_path):
     run = tmp_path / "run"
-    for number, code, step in ((signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 6)):
+    for number, code, step in (
+        (signal.SIGTERM, 143, 1),
+        (signal.SIGHUP, 129, 3),
+        (signal.SIGUSR1, 138, 5),
+        (signal.SIGINT, 130, 7),
+    ):
         process = start(sound, run)
         halt_when(process, lambda step=step: last_step(run) >= step)
         process.send_signal(number)
@@ -121,8 +126,22 @@ def test_stopped_run_saves_its_last_step_and_goes_on(sound, uninterrupted, tmp_p
         assert saved(run)[-1] == last_step(run) < STEPS
         assert f"stopped by signal {number.value} after step {last_step(run)}" in messages
         assert "Traceback" not in messages
+        assert len([line for line in messages.splitlines() if "NF4 runs on" in line]) == 1
     assert exit_code(train, command(sound, run, *OVERRIDES)) == 0
     assert rows(run) == rows(uninterrupted)
+
+
+def test_a_second_process_is_refused_while_the_first_lives(sound, tmp_path, fails, capsys):
+    """Even where it is killed and cannot tidy up."""
+    run = tmp_path / "run"
+    process = start(sound, run)
+    halt_when(process, lambda: last_step(run) >= 1)
+    words = (f"another process (id {process.pid}) is training in {run}", "--config.output_dir")
+    fails(train, command(sound, run, *OVERRIDES), *words)
+    process.kill()
+    process.communicate()
+    assert exit_code(train, command(sound, run, *OVERRIDES, "train.steps=3", "train.resume=0")) == 0
+    assert last_step(run) == 3
 
 
 def test_resume_names_the_checkpoint_to_go_on_from(sound, uninterrupted, tmp_path):

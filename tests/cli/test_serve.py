@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from qlora_jax.cli.serve import main as serve
-from qlora_jax.cli.serving import base_name, key_of, recorded_quantization
+from qlora_jax.cli.serving import base_name, key_of, public_host, recorded_quantization
 from qlora_jax.io.build import Quantization
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +44,12 @@ def test_a_taken_port(sound, fails):
         (["--api-key", "a", "--admin-key", "a"], ["--admin-key is the same as --api-key"], 1),
         (["--api-key", " a"], ["QLORA_JAX_API_KEY: a key must be printable ASCII"], 1),
         (["--api-key", ""], ["QLORA_JAX_API_KEY: a key must be printable ASCII"], 1),
+        (
+            ["--public-host", "https://llm.example.com"],
+            ["--public-host 'https://llm.example.com'", "without https://"],
+            1,
+        ),
+        (["--public-host", "a.example", "--public-host", "b/c"], ["--public-host 'b/c': expected a name"], 1),
         (["--slots", "0"], ["slots must be at least 1, got 0"], 1),
         (["--port", "65536"], ["'65536' is no port"], 2),
         (["--slots", "many"], ["--slots", "many"], 2),
@@ -51,6 +57,11 @@ def test_a_taken_port(sound, fails):
 )
 def test_bad_arguments(sound, fails, argv, words, code):
     fails(serve, ["--model", sound / "model", "--port", "0", *argv], *words, code=code)
+
+
+@pytest.mark.parametrize("name", ["llm.example.com", "localhost", "192.0.2.1:8443", "[2001:db8::1]:443", "a_b.example"])
+def test_public_names(name):
+    assert public_host(name.upper()) == name
 
 
 def test_keys_come_from_the_environment_too(monkeypatch):

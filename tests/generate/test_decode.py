@@ -31,3 +31,12 @@ def test_prompts_of_any_lengths_side_by_side(generator):
 def test_equal_lengths_are_one_number():
     assert jax.numpy.ndim(_padded([SHORT, OTHER])[1]) == 0
     assert _padded([LONG, SHORT])[1].tolist() == [5, 2]
+
+
+def test_each_has_a_limit_of_its_own(generator):
+    alone = [generator.generate([prompt], max_new_tokens=6)[0] for prompt in (LONG, SHORT, OTHER)]
+    for limits in ([6, 1, 3], [1, 1, 1], [2, 6, 6]):
+        expected = [text[:limit] for text, limit in zip(alone, limits, strict=True)]
+        assert generator.generate([LONG, SHORT, OTHER], max_new_tokens=limits) == expected
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        generator.generate([LONG, SHORT], max_new_tokens=[3, 0])

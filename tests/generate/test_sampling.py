@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qlora_jax.generate.sampling import RowSampling, Sampling, sample, sample_rows
+from qlora_jax.generate.sampling import RowSampling, Sampling, _truncated, sample, sample_rows
 
 SAMPLINGS = [
     Sampling(),
@@ -47,3 +47,31 @@ def test_top_k_and_top_p_leave_the_tokens_they_should():
     for (top_k, top_p), left in cases.items():
         rows = rows_of([Sampling(temperature=1.0, top_k=top_k, top_p=top_p)] * 400)
         assert set(sample_rows(logits, keys, rows).tolist()) == left
+
+
+@pytest.mark.parametrize("kept", range(1, 9))
+def test_a_set_that_reaches_p_just_so_is_whole(kept):
+    """Eight tokens of exactly 1/8 each: p = k/8 is reached by k of them, in transformers too."""
+    logits = np.zeros((1, 8), np.float32)
+    ours = _truncated(jnp.asarray(logits), jnp.zeros(1, jnp.int32), jnp.asarray([kept / 8]))
+    theirs = warped(logits, top_k=0, top_p=kept / 8)
+    assert np.isfinite(ours).sum() == np.isfinite(theirs).sum() == kept
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 7, 50, 1000])
+@pytest.mark.parametrize("top_p", [1e-6, 0.2, 0.5, 0.9, 0.999, 1.0])
+def test_what_is_left_is_what_transformers_leaves(top_k, top_p):
+    logits = np.random.default_rng(0).normal(0, 2, (20, 50)).astype(np.float32)
+    rows = len(logits)
+    ours = _truncated(jnp.asarray(logits), jnp.full(rows, top_k), jnp.full(rows, top_p, jnp.float32))
+    np.testing.assert_array_equal(ours, warped(logits, top_k=top_k, top_p=top_p))
+
+
+def warped(logits: np.ndarray, *, top_k: int, top_p: float) -> np.ndarray:
+    """What transformers draws from, of float32 `[B, V]`: the same, with -inf for what cannot be drawn."""
+    import torch
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    scores = torch.from_numpy(logits.copy())
+    scores = TopKLogitsWarper(top_k)(None, scores) if top_k else scores
+    return (TopPLogitsWarper(top_p)(None, scores) if top_p < 1 else scores).numpy()

@@ -94,3 +94,39 @@ def test_memory_is_labelled():
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "0:07"), (187, "3:07"), (7509, "2:05:09")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+DAMAGE = {
+    "nothing but zeros, as after a power cut": b"\0" * 40,
+    "no UTF-8": b'{"step": 2, "loss": "\xff"}',
+    "cut in the middle": b'{"step": 2, "lo',
+    "no object": b"[2, 3.0]",
+    "no step": b'{"loss": 3.0}',
+    "a step that is no number": b'{"step": "2", "loss": 3.0}',
+    "an empty line": b"",
+    "nested too deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_damaged_lines_are_named_and_left_out(tmp_path, caplog, damage, place):
+    write_steps(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines.insert(place, damage)
+    old = b"".join(line + b"\n" for line in lines)
+    path.write_bytes(old)
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
+    write_steps(tmp_path, range(4, 5), restored_step=3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == old
+    assert caplog.messages == [
+        f"{path}: damaged and left out: line {place + 1}; metrics.damaged.jsonl holds the file as it was"
+    ]
+
+
+def test_an_undamaged_file_is_not_copied(tmp_path, caplog):
+    write_steps(tmp_path, range(1, 4))
+    write_steps(tmp_path, range(4, 5), restored_step=3)
+    assert caplog.messages == [] and not (tmp_path / "metrics.damaged.jsonl").exists()
