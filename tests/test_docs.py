@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality_pages, quantization_error
+from benchmarks import data_forms, quality_pages, quantization_error
 from benchmarks.pages import read_part
 
 ROOT = Path(__file__).parent.parent
@@ -143,3 +143,7 @@ def test_the_named_gpu_holds_the_compiled_memory(name):
     [peak] = [row["peak"] for row in rows if row["config"] == name]
     assert memory == f"{peak / 1e9:.2f}"
     assert float(memory) + 0.7 <= float(gpu)
+
+
+def test_the_rows_that_docs_data_shows_are_encoded_as_it_shows_them():
+    assert read_part(data_forms.PAGE, data_forms.PART) == data_forms.page()
