@@ -1,5 +1,6 @@
 """`report.html`: what a run was, how it went and what it changed, in one file without external resources."""
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,8 +92,14 @@ def settings_table(config: Config) -> list[tuple[str, str]]:
     pairs = []
     for name, value in to_dict(config).items():
         fields = {f"{name}.{field}": one for field, one in value.items()} if name in SECTIONS else {name: value}
-        pairs += [(field, ",".join(one) if isinstance(one, tuple) else str(one)) for field, one in fields.items()]
+        pairs += [(field, _as_text(one)) for field, one in fields.items()]
     return pairs
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(value) if all(isinstance(one, str) for one in value) else json.dumps(value)
 
 
 def versions() -> list[tuple[str, str]]:

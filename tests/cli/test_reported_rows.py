@@ -122,6 +122,12 @@ CASES = {
         (),
         len("good") + 1,
     ),
+    "sources by weight": (
+        {"rows.jsonl": jsonl({"messages": [HI, GOOD]}), "more.jsonl": jsonl({"messages": [HI, GOOD]})},
+        PLAIN,
+        ('data.train=[{"path": "DATA/rows.jsonl", "weight": 1}, {"path": "DATA/more.jsonl", "weight": 3}]',),
+        len("good") + 1,
+    ),
     "one odd row among others": (
         {"rows.jsonl": jsonl({"messages": [HI]}, {"text": "\ud800"}, {"messages": [HI, GOOD]}, {"odd": 1})},
         PLAIN,
@@ -151,7 +157,8 @@ def test_what_was_reported(case, sound, tmp_path, capsys):
     for name, write in files.items():
         write(data / name)
     (tmp_path / "template.jinja").write_text(template)
-    changes = (f"data.train={data}", f"data.chat_template={tmp_path / 'template.jinja'}", *SHORT, *more)
+    given = [change.replace("DATA", str(data)) for change in more]
+    changes = (f"data.train={data}", f"data.chat_template={tmp_path / 'template.jinja'}", *SHORT, *given)
     code = exit_code(train, command(sound, tmp_path / "run", *changes))
     if isinstance(expected, str):
         assert code == 1

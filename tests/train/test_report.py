@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qlora_jax.train.config import Config, LoraSection
+from qlora_jax.train.config import Config, LoraSection, apply_overrides
 from qlora_jax.train.curves import Series, average_down, line_chart, ticks
 from qlora_jax.train.page import Bar, BarChart
-from qlora_jax.train.report import Sample, make_chart, write_report
+from qlora_jax.train.report import Sample, make_chart, settings_table, write_report
 
 ROWS = [
     {"step": 0, "eval_loss": 3.0},
@@ -132,3 +132,12 @@ def test_long_series_are_averaged():
 )
 def test_ticks(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_settings_are_shown_as_the_command_line_takes_them():
+    words = [
+        "--config.lora.targets=q_proj,v_proj",
+        '--config.data.train=[{"path": "a", "weight": 2}, {"path": "b", "weight": 1}]',
+    ]
+    shown = dict(settings_table(apply_overrides(Config(), words)))
+    assert [f"--config.{name}={shown[name]}" for name in ("lora.targets", "data.train")] == words
