@@ -129,7 +129,7 @@ class DataSection(Section):
     eval: str | float = option("", "evaluation rows: a file, …, or a fraction of train to hold out", FRACTION)
     test: str = option("", "rows that compare.py measures the methods on, and nothing is chosen by: as eval")
     split: str = option("train", "split of a folder or a Hub dataset to train on")
-    eval_split: str = option("validation", "split of a folder or a Hub dataset to evaluate on")
+    eval_split: str = option("", "split of a folder or a Hub dataset to evaluate on; empty is validation")
     test_split: str = option("test", "split of a folder or a Hub dataset for data.test")
     packing: bool = option(True, "put several documents into one sequence, kept apart in attention")
     train_on: Literal["completions", "all"] = option("completions", "tokens that the loss counts")

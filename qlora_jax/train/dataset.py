@@ -46,7 +46,7 @@ def prepare(config: Config, tokenizer, today: datetime | None = None) -> Dataset
         held_out = held_out[: config.train.eval_rows or None]
         documents, eval_documents = documents.of_rows(np.array(kept)), documents.of_rows(np.array(held_out))
     elif config.data.eval:
-        source = open_source(config.data.eval, config.data.eval_split)
+        source = open_source(config.data.eval, config.data.eval_split or "validation")
         eval_documents, _ = reader.documents([source], limit=config.train.eval_rows)
     shares = _shares(config.data, documents, report.counts)
     return Dataset(batches=_batches(config, documents, pad_id(tokenizer), shares), eval_documents=eval_documents)
