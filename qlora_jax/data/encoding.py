@@ -165,6 +165,7 @@ def _drafts(
     numbered: Iterator[tuple[int, Row]], encoder: Encoder, report: Report, *, alpaca_as_chat: bool
 ) -> Iterator[Drafts]:
     """The rows in batches, less those that cannot be learned from, which are reported."""
+    seen: set[frozenset[str]] = set()  # the sets of columns that rows had so far
     while batch := list(itertools.islice(numbered, BATCH)):
         report.rows += len(batch)
         drafts: Drafts = []
@@ -174,7 +175,9 @@ def _drafts(
             except ValueError as error:
                 report.bad.append((row.origin, str(error).removeprefix(f"{row.origin}: ")))
                 continue
-            if not row.values.keys() <= set(report.unread):
+            columns = frozenset(name for name, value in row.values.items() if value is not None)
+            if columns not in seen:
+                seen.add(columns)
                 unread = unread_columns(row, alpaca_as_chat=alpaca_as_chat) - set(report.unread)
                 report.unread.extend(sorted(unread))
         yield drafts

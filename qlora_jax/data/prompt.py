@@ -1,5 +1,6 @@
 """A prompt as token ids: raw text, or a chat that the assistant is to continue."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,4 +61,10 @@ def chat_text(
         tools=tools_of(tools, "tools"),
         options=options_of(options, "chat_template_kwargs"),
     )
-    return ChatTemplate(tokenizer, chat_template).render(chat, opens_reply=True).text
+    return _template(tokenizer, chat_template).render(chat, opens_reply=True).text
+
+
+@functools.lru_cache(maxsize=4)
+def _template(tokenizer: Tokenizer, chat_template: str | None) -> ChatTemplate:
+    """One for all chats: it remembers what it has found of the template, which takes two renderings more."""
+    return ChatTemplate(tokenizer, chat_template)

@@ -82,7 +82,9 @@ class Encoder:
         everything = self._train_on == "all"
         match example:
             case Text(text=text):
-                return _checked(Draft(text=text, learned=[(0, len(text))], specials=True, ends=True))
+                if not text:
+                    raise ValueError("the text is empty: there is nothing to learn")
+                return Draft(text=text, learned=[(0, len(text))], specials=True, ends=True)
             case Completion(prompt=prompt, completion=completion):
                 start, text = len(prompt), prompt + completion
                 if not completion:
@@ -193,12 +195,6 @@ def encode(
 def check_length(seq_len: int) -> None:
     if seq_len < 2:
         raise ValueError(f"train.seq_len={seq_len} must be at least 2: a token and the one it predicts")
-
-
-def _checked(draft: Draft) -> Draft:
-    if not draft.text:
-        raise ValueError("the text is empty: there is nothing to learn")
-    return draft
 
 
 def _complement(spans: Sequence[Span], length: int) -> list[Span]:

@@ -1,11 +1,12 @@
 """JSON that comes from outside, bounded before it is parsed: how deep, how many lists, names and values."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from qlora_jax.io.json_object import parse_object
 
 # A string, also one that does not end; possessive, so that no text takes more than one pass.
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -67,14 +68,14 @@ def read_object(file: Path) -> dict[str, Any]:
         text = opened.read(FILE_BYTES + 1)
     if len(text) > FILE_BYTES:
         raise ValueError(f"{file} has {file.stat().st_size:,} bytes, at most {FILE_BYTES:,} are read")
-    try:
-        check_structure(text, FILE)
-        found = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON ({error}): save the adapter again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}, no JSON object: save the adapter again")
-    return found
+    return parse_object(
+        text,
+        str(file),
+        advice="save the adapter again",
+        check=lambda text: check_structure(text, FILE),
+        parse_constant=_not_finite,
+        parse_float=_finite,
+    )
 
 
 def _not_finite(text: str) -> NoReturn:

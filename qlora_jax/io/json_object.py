@@ -1,6 +1,7 @@
 """JSON objects in the files of a model's folder, which come from anywhere."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,26 @@ def read_object(file: Path) -> dict[str, Any]:
     return parse_object(file.read_bytes(), str(file))
 
 
-def parse_object(text: bytes, where: str) -> dict[str, Any]:
-    """The object in a text. Raises ValueError that begins with `where`."""
+def parse_object(
+    text: bytes,
+    where: str,
+    *,
+    advice: str = "download it again",
+    check: Callable[[bytes], None] = lambda text: None,
+    parse_float: Callable[[str], Any] | None = None,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
+    """The object in a text. Raises ValueError that begins with `where` and ends with `advice`.
+
+    Args:
+      check: refuses a text before it is parsed, by ValueError.
+      parse_float, parse_constant: as of json.loads.
+    """
     try:
-        found = json.loads(text)
+        check(text)
+        found = json.loads(text, parse_float=parse_float, parse_constant=parse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON ({error}): download it again") from error
+        raise ValueError(f"{where} is no JSON ({error}): {advice}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{where} holds a {type(found).__name__}, no JSON object: download it again")
+        raise ValueError(f"{where} holds a {type(found).__name__}, no JSON object: {advice}")
     return found

@@ -9,6 +9,7 @@ import transformers
 
 from qlora_jax.io.foreign import check_own_format
 from qlora_jax.io.json_object import read_object
+from qlora_jax.io.peft_types import is_number
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.tied import stores_another_head
 from qlora_jax.models.config import ModelConfig
@@ -25,22 +26,18 @@ class Rule(NamedTuple):
     words: str
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
-
-
 def _whole(most: int) -> Rule:
     return Rule(lambda v: type(v) is int and 1 <= v <= most, f"a whole number from 1 to {most:,}")
 
 
-SIZE, POSITIVE = _whole(2**31 - 1), Rule(lambda v: _is_number(v) and v > 0, "a number above 0")
+SIZE, POSITIVE = _whole(2**31 - 1), Rule(lambda v: is_number(v) and v > 0, "a number above 0")
 SWITCH = Rule(lambda v: isinstance(v, bool), "true or false")
 REQUIRED = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), SIZE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), SIZE),
     "num_hidden_layers": _whole(MOST_LAYERS),
     "rms_norm_eps": POSITIVE,
-    "initializer_range": Rule(lambda v: _is_number(v) and v >= 0, "a number from 0 on"),
+    "initializer_range": Rule(lambda v: is_number(v) and v >= 0, "a number from 0 on"),
     "hidden_act": Rule(lambda v: isinstance(v, str), "a name"),
     "tie_word_embeddings": SWITCH,
 }

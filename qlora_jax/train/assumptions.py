@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from qlora_jax.data import Encoded
+from qlora_jax.data.documents import lengths
 from qlora_jax.data.tokenizer import identity
 from qlora_jax.train.config import Config, from_dict
 from qlora_jax.train.dataset import Dataset
@@ -55,8 +56,7 @@ def _rows(documents: Sequence[Encoded]) -> dict[str, Any]:
         digest.update(len(one.ids).to_bytes(4))
         digest.update(one.ids.tobytes())
         digest.update(one.scored.tobytes())
-    tokens = sum(len(one.ids) for one in documents)
-    return {"digest": digest.hexdigest(), "count": len(documents), "tokens": tokens}
+    return {"digest": digest.hexdigest(), "count": len(documents), "tokens": int(lengths(documents).sum())}
 
 
 def _of_json(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qlora_jax.data import Batches, Documents, Encoded, Row, load_chat_template, make_batches, pad_id, split_rows
+from qlora_jax.data import Batches, Documents, Encoded, Row, make_batches, pad_id, split_rows
 from qlora_jax.data import cache as encoded_cache
 from qlora_jax.data.chat import TODAY
 from qlora_jax.data.encoding import Report, Settings, encode_all, judge
@@ -32,6 +32,7 @@ def prepare(config: Config, tokenizer, today: datetime | None = None) -> Dataset
     """Reads, encodes and packs what `config.data` names.
 
     Args:
+        tokenizer: with the chat template of the run.
         today: the date that chat templates are told which write one; a run keeps its own. None is the clock's.
 
     Raises:
@@ -68,7 +69,6 @@ class _Reader:
     def __init__(self, config: Config, tokenizer, today: datetime | None) -> None:
         data = config.data
         self._tokenizer, self._today, self._cached = tokenizer, today, data.cache
-        self._template = load_chat_template(data.chat_template or None)
         self._settings = Settings(
             seq_len=config.train.seq_len,
             train_on=data.train_on,
@@ -93,19 +93,18 @@ class _Reader:
     def _encoded(self, sources: Sequence[Source], limit: int) -> tuple[Documents, Report]:
         counts = [0] * len(sources)
         rows = itertools.islice(_counted(sources, counts), limit or None)
-        template = self._template
-        documents, report = encode_all(rows, self._tokenizer, self._settings, chat_template=template, today=self._today)
+        documents, report = encode_all(rows, self._tokenizer, self._settings, today=self._today)
         report.counts = counts
         return documents, report
 
     def _key(self, sources: Sequence[Source], limit: int) -> str | None:
         """None where a source does not say what its rows are."""
         identities = [source.identity() for source in sources]
-        dated = TODAY in (self._template or str(self._tokenizer.chat_template))
+        dated = TODAY in str(self._tokenizer.chat_template)
         today = (self._today or datetime.now()).date().isoformat() if dated else None
         settings = {**asdict(self._settings), "max_bad_rows": None}  # it judges the rows, and changes none
         assumed: dict[str, Any] = {"rows": identities, "limit": limit, "settings": settings, "today": today}
-        key = encoded_cache.cache_key({**assumed, "template": self._template}, self._tokenizer)
+        key = encoded_cache.cache_key(assumed, self._tokenizer)
         return key if all(identities) else None
 
 

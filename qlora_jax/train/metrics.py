@@ -74,13 +74,14 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 def repaired_rows(path: Path) -> list[dict[str, Any]]:
     """`read_rows`; says which lines are damaged, and then keeps the file as it is beside its own place."""
-    damaged = [number for number, row in _lines(path) if row is None]
+    lines = list(_lines(path))
+    damaged = [number for number, row in lines if row is None]
     if damaged:
         copy = path.with_suffix(".damaged.jsonl")
         shutil.copyfile(path, copy)
         shown = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
         logger.warning(f"{path}: damaged and left out: line {shown}; {copy.name} holds the file as it was")
-    return read_rows(path)
+    return [row for _, row in lines if row is not None]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

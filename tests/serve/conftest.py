@@ -2,8 +2,10 @@
 
 import pytest
 
+from qlora_jax.io.build import Quantization
+from qlora_jax.serve.adapters.reading import Limits
 from tests.cli.tiny import make_model
-from tests.serve.parts import ADAPTERS, alone, make_engine, write_random_adapter
+from tests.serve.parts import ADAPTERS, alone, loaded_base, make_engine, write_random_adapter
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +20,20 @@ def adapters(base, tmp_path_factory):
     for seed, (name, lora) in enumerate(ADAPTERS.items(), start=1):
         write_random_adapter(folder / name, base, seed, **lora)
     return folder
+
+
+@pytest.fixture
+def limits(base):
+    """What an adapter of this base must keep to."""
+    loaded = loaded_base(base)
+    return Limits(
+        config=loaded.model.config,
+        rank=12,
+        nbytes=10**6,
+        dtype="float32",
+        base_hash=loaded.content_hash,
+        quantization=Quantization(),
+    )
 
 
 @pytest.fixture(scope="session")

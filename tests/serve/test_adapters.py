@@ -9,27 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax.io.build import Quantization
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.serve.adapters import AdapterStore
-from qlora_jax.serve.adapters.reading import Limits, content_hash, read_checked
+from qlora_jax.serve.adapters.reading import content_hash, read_checked
 from qlora_jax.serve.request import Refused, Request, UnknownModel
-from tests.serve.parts import Heard, alone, answer, ask, loaded_base, make_engine, prompt, write_random_adapter
+from tests.serve.parts import Heard, alone, answer, ask, make_engine, prompt, write_random_adapter
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def limits(base):
-    loaded = loaded_base(base)
-    return Limits(
-        config=loaded.model.config,
-        rank=12,
-        nbytes=10**6,
-        dtype="float32",
-        base_hash=loaded.content_hash,
-        quantization=Quantization(),
-    )
 
 
 @pytest.fixture

@@ -7,26 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from qlora_jax.io.build import Quantization
 from qlora_jax.serve.adapters import AdapterStore, known
 from qlora_jax.serve.adapters import store as store_module
-from qlora_jax.serve.adapters.reading import Limits, read_checked
-from tests.serve.parts import Heard, loaded_base
+from qlora_jax.serve.adapters.reading import read_checked
+from tests.serve.parts import Heard
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def limits(base):
-    loaded = loaded_base(base)
-    return Limits(
-        config=loaded.model.config,
-        rank=12,
-        nbytes=10**6,
-        dtype="float32",
-        base_hash=loaded.content_hash,
-        quantization=Quantization(),
-    )
 
 
 @pytest.fixture

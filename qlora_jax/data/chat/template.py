@@ -23,6 +23,7 @@ CHATML = (
 )
 BUILT_IN = {"chatml": CHATML}
 Finding = tuple[Form, list[Claim]]  # the form that a template reads, and what it leaves out even so
+MOST_SHAPES = 4096  # remembered: who asks a server may choose variables for its template, and so make new ones
 TODAY = "strftime_now"  # the function by which templates write the date
 
 
@@ -110,7 +111,10 @@ class ChatTemplate:
         """Found once for each shape of chat."""
         shape = shape_of(chat, self.source(chat))
         if shape not in self._findings:
-            self._findings[shape] = self._find(chat)
+            found = self._find(chat)
+            if len(self._findings) >= MOST_SHAPES:
+                self._findings.clear()
+            self._findings[shape] = found
         return self._findings[shape]
 
     def _find(self, chat: Chat) -> Finding:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qlora_jax.data.row import Row
-from qlora_jax.data.sources.reading import SUFFIXES, content_hash, kind_of, rows_of
+from qlora_jax.data.sources.reading import content_hash, kind_of, rows_of
 
 SPLITS = {
     "train": ("train", "training"),
@@ -140,6 +140,3 @@ def _below(folder: Path) -> list[Path]:
 def _listing(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-__all__ = ["SUFFIXES", "Files", "canonical", "is_pattern", "of_folder", "of_pattern", "one_file", "split_of"]

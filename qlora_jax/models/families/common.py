@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qlora_jax.models.families.rope import rope_scaling
+from qlora_jax.models.families.rope import number, rope_scaling
 
 
 def shared_fields(family: str, hf: Any) -> dict[str, Any]:
@@ -12,9 +12,6 @@ def shared_fields(family: str, hf: Any) -> dict[str, Any]:
       ValueError, NotImplementedError: an activation or a rope scaling that cannot be, or that is not supported.
     """
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-    theta = hf.rope_parameters.get("rope_theta")
-    if not isinstance(theta, int | float) or not 0 < theta < 1e30:
-        raise ValueError(f"rope_theta is {theta!r}, expected a number above 0")
     if hf.hidden_act not in ("silu", "swish"):
         raise NotImplementedError(f"{family}: hidden_act {hf.hidden_act!r} is not supported, only 'silu'")
     scaling = rope_scaling(hf.rope_parameters, max_position=hf.max_position_embeddings, head_dim=head_dim)
@@ -31,6 +28,6 @@ def shared_fields(family: str, hf: Any) -> dict[str, Any]:
         max_position=scaling.longest(hf.max_position_embeddings),
         initializer_range=hf.initializer_range,
         tie_embeddings=hf.tie_word_embeddings,
-        rope_theta=float(theta),
+        rope_theta=number(hf.rope_parameters, "rope_theta"),
         rope_scaling=scaling,
     )

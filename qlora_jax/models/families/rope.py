@@ -18,7 +18,7 @@ def check_numbers(parameters: Mapping[str, Any]) -> None:
     """Refuses numbers that cannot be, before transformers computes with them. Raises ValueError."""
     for name in NUMBERS:
         if parameters.get(name) is not None:
-            _number(parameters, name)
+            number(parameters, name)
 
 
 def rope_scaling(parameters: Mapping[str, Any], *, max_position: int, head_dim: int) -> RopeScaling:
@@ -36,9 +36,9 @@ def rope_scaling(parameters: Mapping[str, Any], *, max_position: int, head_dim: 
     if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise NotImplementedError("rope_parameters: partial_rotary_factor with a rope scaling is not supported")
     read = {
-        "linear": lambda: RopeScaling(kind=kind, factor=_number(parameters, "factor")),
+        "linear": lambda: RopeScaling(kind=kind, factor=number(parameters, "factor")),
         "dynamic": lambda: RopeScaling(
-            kind=kind, factor=_number(parameters, "factor", 1), original_max_position=max_position
+            kind=kind, factor=number(parameters, "factor", 1), original_max_position=max_position
         ),
         "yarn": lambda: _yarn(parameters, max_position),
         "longrope": lambda: _longrope(parameters, max_position, head_dim),
@@ -48,12 +48,12 @@ def rope_scaling(parameters: Mapping[str, Any], *, max_position: int, head_dim: 
 
 
 def _llama3(parameters: Mapping[str, Any]) -> RopeScaling:
-    low, high = _number(parameters, "low_freq_factor"), _number(parameters, "high_freq_factor")
+    low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
     if low >= high:
         raise ValueError(f"rope_parameters: low_freq_factor {low} must be below high_freq_factor {high}")
     return RopeScaling(
         kind="llama3",
-        factor=_number(parameters, "factor"),
+        factor=number(parameters, "factor"),
         low_freq_factor=low,
         high_freq_factor=high,
         original_max_position=_positions(parameters),
@@ -66,7 +66,7 @@ def _yarn(parameters: Mapping[str, Any], max_position: int) -> RopeScaling:
     attention = parameters.get("attention_factor")
     scales = [_optional(parameters, name) for name in ("mscale", "mscale_all_dim")]
     if attention is not None:
-        attention = _number(parameters, "attention_factor")
+        attention = number(parameters, "attention_factor")
     elif all(scales):
         attention = _magnitude(factor, scales[0]) / _magnitude(factor, scales[1])
     else:
@@ -89,7 +89,7 @@ def _longrope(parameters: Mapping[str, Any], max_position: int, head_dim: int) -
     original = _positions(parameters)
     factor = _factor(parameters, max_position, original)
     if parameters.get("attention_factor") is not None:
-        attention = _number(parameters, "attention_factor")
+        attention = number(parameters, "attention_factor")
     else:
         attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return RopeScaling(
@@ -109,11 +109,11 @@ def _magnitude(factor: float, scale: float) -> float:
 
 def _factor(parameters: Mapping[str, Any], max_position: int, original: int) -> float:
     """The stated factor, else by how much the positions were extended."""
-    return max_position / original if parameters.get("factor") is None else _number(parameters, "factor")
+    return max_position / original if parameters.get("factor") is None else number(parameters, "factor")
 
 
 def _positions(parameters: Mapping[str, Any]) -> int:
-    value = _number(parameters, "original_max_position_embeddings", 2)
+    value = number(parameters, "original_max_position_embeddings", 2)
     if value != int(value):
         raise ValueError(f"rope_parameters: original_max_position_embeddings is {value}, expected a whole number")
     return int(value)
@@ -124,14 +124,15 @@ def _factors(parameters: Mapping[str, Any], name: str, head_dim: int) -> tuple[f
     if not isinstance(values, list) or len(values) != head_dim // 2:
         size = len(values) if isinstance(values, list) else repr(values)
         raise ValueError(f"rope_parameters: {name} has {size} numbers, expected {head_dim // 2}")
-    return tuple(_number({name: value}, name) for value in values)
+    return tuple(number({name: value}, name) for value in values)
 
 
 def _optional(parameters: Mapping[str, Any], name: str) -> float:
-    return 0.0 if parameters.get(name) in (None, 0) else _number(parameters, name)
+    return 0.0 if parameters.get(name) in (None, 0) else number(parameters, name)
 
 
-def _number(parameters: Mapping[str, Any], name: str, least: int = 0) -> float:
+def number(parameters: Mapping[str, Any], name: str, least: int = 0) -> float:
+    """One of the parameters, above 0 and not below `least`. Raises ValueError."""
     value = parameters.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30 or value < least:
         allowed = f"from {least} on" if least else "above 0"

@@ -94,7 +94,7 @@ class AdapterStore:
           ValueError: a template that cannot be read.
         """
         with self._lock:
-            folder = None if name in self._unloaded else self._folder(self._aliases.get(name, name))
+            folder = self._place(name)
         return None if folder is None else read_chat_template(folder, root=folder)
 
     def release(self, want: Want) -> None:
@@ -180,8 +180,12 @@ class AdapterStore:
     def _folder(self, name: str) -> Path | None:
         return None if self._catalogue is None else self._catalogue.find(name)
 
+    def _place(self, name: str) -> Path | None:
+        """The folder that is served under a name, if any is."""
+        return None if name in self._unloaded else self._folder(self._aliases.get(name, name))
+
     def _served(self, name: str) -> Path:
-        folder = None if name in self._unloaded else self._folder(self._aliases.get(name, name))
+        folder = self._place(name)
         if folder is None:
             raise self._unknown("no adapter {} is served", name)
         return folder
