@@ -15,7 +15,7 @@ ifeq ($(PINS),constraints/.txt)
 endif
 
 # Array shapes and dtypes in the annotations of these are checked at run time while the tests run.
-TYPED := qlora_jax.nf4,qlora_jax.int8,qlora_jax.kernels,qlora_jax.models
+TYPED := qlora_jax.quant,qlora_jax.kernels,qlora_jax.models
 
 export JAX_PLATFORMS = cpu
 export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.cache/jax

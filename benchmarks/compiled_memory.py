@@ -14,15 +14,16 @@ from pathlib import Path
 
 import jax
 
+from qlora_jax.config import Config, load_config
+from qlora_jax.device.facts import device_bytes
 from qlora_jax.io.hf import read_config
 from qlora_jax.lora import resolve_targets
-from qlora_jax.memory.compile import compile_for, device_bytes
+from qlora_jax.memory.compile import compile_for
 from qlora_jax.memory.plan import plan
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models import linear_modules
 from qlora_jax.models.adapters import adapter_count
-from qlora_jax.train.config import Config, load_config
-from qlora_jax.train.setup import lora_config
+from qlora_jax.training.setup import lora_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "compiled-memory.json"

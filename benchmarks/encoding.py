@@ -18,9 +18,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from qlora_jax.config import Config, DataSection, TrainSection  # noqa: E402
 from qlora_jax.data import load_tokenizer  # noqa: E402
-from qlora_jax.train.config import Config, DataSection, TrainSection  # noqa: E402
-from qlora_jax.train.dataset import prepare  # noqa: E402
+from qlora_jax.training.dataset import prepare  # noqa: E402
 
 BASE = str(Path(__file__).parents[1] / "demo" / "base")
 ANSWER = " and the answer goes on for a sentence or two, as answers do."

@@ -19,9 +19,9 @@ from qlora_jax.data.encoding import encode_rows
 from qlora_jax.io.build import Quantization, build_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.io.safetensors import TensorFolder
-from qlora_jax.models.parameters import Spec
-from qlora_jax.models.storage import STORAGES
-from qlora_jax.train.step import evaluate, make_eval_step, split_model
+from qlora_jax.models.table import Spec
+from qlora_jax.quant.storage import STORAGES
+from qlora_jax.training.step import evaluate, make_eval_step, split_model
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE, DATA = ROOT / "demo" / "base", ROOT / "demo" / "tasks" / "test.jsonl"

@@ -22,11 +22,12 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the c
 
 from benchmarks.memory_rows import ROWS, Row  # noqa: E402
 from benchmarks.pages import fill_part  # noqa: E402
+from qlora_jax.config import Config, load_config  # noqa: E402
+from qlora_jax.device.facts import device_bytes  # noqa: E402
 from qlora_jax.io.hf import read_config  # noqa: E402
-from qlora_jax.memory.compile import compile_for, device_bytes  # noqa: E402
+from qlora_jax.memory.compile import compile_for  # noqa: E402
 from qlora_jax.memory.plan import plan  # noqa: E402
 from qlora_jax.memory.train_step import abstract_train_step  # noqa: E402
-from qlora_jax.train.config import Config, load_config  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "memory-targets.json"
 PAGE = ROOT / "docs" / "memory.md"

@@ -136,9 +136,9 @@ def run_ours(folder: Path, steps: int, threads: int) -> dict[str, Any]:
     import numpy as np
     import transformers.models.llama.configuration_llama  # noqa: F401  imports torch where it is installed
 
-    from qlora_jax.train.batch import TensorBatch
-    from qlora_jax.train.config import Config, LoraSection, ModelSection, OptimSection, TrainSection
-    from qlora_jax.train.setup import make_trainer
+    from qlora_jax.config import Config, LoraSection, ModelSection, OptimSection, TrainSection
+    from qlora_jax.training.batch import TensorBatch
+    from qlora_jax.training.setup import make_trainer
 
     memory, began = Memory(), time.perf_counter()
     config = Config(

@@ -17,9 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
 
 from benchmarks.pages import fill_part  # noqa: E402
-from qlora_jax.cli.sizes import size  # noqa: E402
-from qlora_jax.compare.words import figures, gigabytes, percent  # noqa: E402
-from qlora_jax.train.config import load_config  # noqa: E402
+from qlora_jax.config import load_config  # noqa: E402
+from qlora_jax.report.words import (  # noqa: E402
+    figures,
+    gigabytes,
+    percent,
+    size,  # noqa: E402
+)
 
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = {

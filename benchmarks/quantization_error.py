@@ -26,7 +26,7 @@ from qlora_jax.compare.formats import FORMATS, projections, round_model  # noqa:
 from qlora_jax.data import eval_batches, load_rows, load_tokenizer, pad_id  # noqa: E402
 from qlora_jax.data.encoding import encode_rows  # noqa: E402
 from qlora_jax.io.hf import load_model, read_config, resolve_folder  # noqa: E402
-from qlora_jax.train.step import evaluate, make_eval_step, split_model  # noqa: E402
+from qlora_jax.training.step import evaluate, make_eval_step, split_model  # noqa: E402
 
 BASE, DATA = ROOT / "demo" / "base", ROOT / "demo" / "heldout.jsonl"
 RESULT = ROOT / "benchmarks" / "results" / "quantization-error.json"

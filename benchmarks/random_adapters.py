@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qlora_jax.generate import Generator
+from qlora_jax.generation import Generator
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import LoadedModel
 from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
 from qlora_jax.lora import LoRA, LoraConfig, Target, resolve_targets
 from qlora_jax.models.adapters import linears, module_names
-from qlora_jax.models.parameters import STACK, linear_modules
+from qlora_jax.models.table import STACK, linear_modules
 
 
 def write_random_adapter(

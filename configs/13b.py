@@ -6,7 +6,7 @@ Memory:  8.44 GB, the compiled peak of the train step for h200 (512 tokens)
 Time:    not yet measured on a GPU
 """
 
-from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
+from qlora_jax.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
 
 config = Config(
     output_dir="runs/13b",

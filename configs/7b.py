@@ -8,7 +8,7 @@ Quality: the embedding in host memory (0.26 GB there) costs none, the output lay
 Time:    not yet measured on a GPU
 """
 
-from qlora_jax.train.config import (
+from qlora_jax.config import (
     Config,
     DataSection,
     LoraSection,

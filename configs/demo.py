@@ -6,7 +6,7 @@ Memory:  about 1 GB of host memory in all
 Time:    at most 2 minutes on two CPU cores
 """
 
-from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
+from qlora_jax.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
 
 config = Config(
     output_dir="runs/demo",

@@ -5,7 +5,7 @@ GPU:     none needed
 Time:    about ten minutes on two CPU cores
 """
 
-from qlora_jax.train.config import Config, DataSection, ModelSection, OptimSection, TrainSection
+from qlora_jax.config import Config, DataSection, ModelSection, OptimSection, TrainSection
 
 config = Config(
     method="full",

@@ -6,7 +6,7 @@ GPU:     one of 4 GB or more
 Time:    not measured yet
 """
 
-from qlora_jax.train.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
+from qlora_jax.config import Config, DataSection, LoraSection, ModelSection, OptimSection, TrainSection
 
 config = Config(
     output_dir="runs/large",

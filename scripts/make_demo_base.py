@@ -32,9 +32,9 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from qlora_jax.cli.errors import reports_errors
+from qlora_jax.config import Config, load_config
 from qlora_jax.data import split_rows
-from qlora_jax.train.config import Config, load_config
-from qlora_jax.train.metrics import read_rows
+from qlora_jax.training.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from qlora_jax.config import load_config
 from qlora_jax.data import load_tokenizer
 from qlora_jax.io.hf import load_model, read_config
-from qlora_jax.models.parameters import count_parameters
-from qlora_jax.train.config import load_config
+from qlora_jax.models.table import count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, TASKS = ROOT / "demo" / "base", ROOT / "demo" / "tasks"

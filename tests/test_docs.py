@@ -55,7 +55,7 @@ def test_the_demo_commands_run(tmp_path):
 
 
 def test_the_command_for_ones_own_model_is_understood():
-    from qlora_jax.train.config import load_config
+    from qlora_jax.config import load_config
 
     [command] = [c for c in commands(README) if "scripts/train.py --config configs/7b.py" in c]
     words = shlex.split(command)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from qlora_jax.train.config import load_config
+from qlora_jax.config import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

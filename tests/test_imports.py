@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    **{"nf4": 1, "int8": 1, "kernels": 2, "lora": 3, "models": 4, "io": 5, "data": 5},
-    **{"train": 6, "generate": 6, "memory": 7, "serve": 7, "compare": 8, "cli": 9},
+    **{"config": 1, "device": 1, "quant": 2, "kernels": 3, "lora": 4, "models": 5, "objective": 6, "io": 6, "data": 6},
+    **{"training": 7, "generation": 7, "memory": 8, "serve": 8, "report": 8, "compare": 9, "run": 10, "cli": 11},
 }
 FILES = sorted((ROOT / "qlora_jax").glob("*/**/*.py"))
 
@@ -42,10 +42,10 @@ def test_the_rule_sees_every_kind_of_import(tmp_path, monkeypatch):
     file = tmp_path / "qlora_jax" / "models" / "families" / "llama.py"
     file.parent.mkdir(parents=True)
     file.write_text(
-        "import qlora_jax.nf4.tensor as t\nfrom qlora_jax import lora\nfrom ...train import loop\n"
+        "import qlora_jax.quant.nf4.tensor as t\nfrom qlora_jax import lora\nfrom ...training import loop\n"
         "from .. import layers\ndef late():\n    from qlora_jax.io.hf import load\nfrom ... import data\n"
     )
-    assert folders_imported(file) == {"nf4", "lora", "train", "models", "io", "data"}
+    assert folders_imported(file) == {"quant", "lora", "training", "models", "io", "data"}
 
 
 def test_importing_the_package_needs_neither_torch_nor_a_server():

@@ -14,7 +14,7 @@ from qlora_jax.kernels import backend
 from qlora_jax.kernels.attention import dispatch
 from qlora_jax.kernels.matmul import triton
 from qlora_jax.kernels.tiles import MatmulTiles, tiles_for
-from qlora_jax.nf4 import NF4Layer, NF4Tensor
+from qlora_jax.quant.nf4 import NF4Layer, NF4Tensor
 
 IMPLEMENTATIONS = ("auto", "pallas", "mosaic", "xla")
 ATTENTION = dispatch.IMPLEMENTATIONS

@@ -12,7 +12,7 @@ from benchmarks.gpu import fill
 from benchmarks.gpu.context import Context, reason
 from benchmarks.gpu.names import BF16, NF4, decode_name
 from benchmarks.gpu.timing import median_seconds
-from qlora_jax.generate.decode import Generator
+from qlora_jax.generation.decode import Generator
 from qlora_jax.io.build import Quantization, abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.models.config import ModelConfig

@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks.gpu import api
 from benchmarks.gpu.context import Context, reason
 from benchmarks.gpu.names import check_name
-from qlora_jax.nf4 import NF4Tensor, quantize
-from qlora_jax.nf4 import dequantize as reference
+from qlora_jax.quant.nf4 import NF4Tensor, quantize
+from qlora_jax.quant.nf4 import dequantize as reference
 
 # Largest error of an output, in units of the outputs' root mean square. Levels and outputs of the fused kernel are
 # rounded to bfloat16 (2⁻⁹ relative each): over 10⁵ outputs that reaches 0.03; a wrong code or scale gives about 1.

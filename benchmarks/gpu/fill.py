@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.nf4 import NF4Tensor, dynamic_map
-from qlora_jax.nf4.tensor import packed_shapes
+from qlora_jax.quant.nf4 import NF4Tensor, dynamic_map
+from qlora_jax.quant.nf4.tensor import packed_shapes
 
 # With these a random block scale lies near 0.05, the largest of 64 values of N(0, 0.02²), and is never negative.
 OFFSET, NESTED_ABSMAX = 0.05, 0.02

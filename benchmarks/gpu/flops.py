@@ -18,7 +18,7 @@ import math
 from qlora_jax.lora import Target
 from qlora_jax.models.adapters import module_names
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.parameters import STACK, parameter_specs
+from qlora_jax.models.table import STACK, parameter_specs
 
 DOWN = "layers.mlp.down_proj"
 CAUSAL = 0.5

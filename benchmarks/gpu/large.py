@@ -7,7 +7,7 @@ from benchmarks.gpu.context import GB, Context
 from benchmarks.gpu.sizes import ROOT
 from benchmarks.gpu.timing import median_seconds, memory_stat, peak_bytes
 from benchmarks.gpu.train import Step, record_memory, require_exact
-from qlora_jax.train.config import Config, load_config
+from qlora_jax.config import Config, load_config
 
 NAME = "train step, 65B"
 CARD = 48.0

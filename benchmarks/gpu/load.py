@@ -14,7 +14,7 @@ from flax import nnx
 from benchmarks.gpu.context import Context
 from qlora_jax.io.hf import load_model, read_config
 from qlora_jax.io.shards import write_shards
-from qlora_jax.models.parameters import STACK, hf_name, parameter_specs
+from qlora_jax.models.table import STACK, hf_name, parameter_specs
 
 POOL = 1 << 24
 CHUNK = 1 << 24

@@ -12,16 +12,16 @@ from benchmarks.gpu.context import GB, Context, reason
 from benchmarks.gpu.flops import forward_flops, train_flops
 from benchmarks.gpu.names import FORWARD, LORA, PEAK, QLORA, SMALL, train_name
 from benchmarks.gpu.timing import median_seconds, peak_bytes
+from qlora_jax.config import Config, LoraSection, ModelSection, TrainSection
+from qlora_jax.device.facts import device_bytes
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.lora import resolve_targets
-from qlora_jax.memory.compile import device_bytes
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models import linear_modules
-from qlora_jax.train.batch import TensorBatch
-from qlora_jax.train.config import Config, LoraSection, ModelSection, TrainSection
-from qlora_jax.train.setup import lora_config
-from qlora_jax.train.step import make_eval_step
+from qlora_jax.training.batch import TensorBatch
+from qlora_jax.training.setup import lora_config
+from qlora_jax.training.step import make_eval_step
 
 PEAK_BAR, MEMORY_BAR = (">=", 0.60), ("within", 0.05)
 LEAST = 60  # seconds that compiling and timing a step may need

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any
 
-from qlora_jax.train.config import SECTIONS, Config, Section, load_config
-from qlora_jax.train.values import describe
+from qlora_jax.config import SECTIONS, Config, Section, load_config
+from qlora_jax.config.values import describe
 
 
 def config_parser(prog: str, description: str) -> argparse.ArgumentParser:

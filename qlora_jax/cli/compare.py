@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains, and leaves compare.json and report.html; exit code 128 + N when signal N stopped a run."""
     options, config = parse_with_config(parser(), argv)
     environment.prepare(deterministic=config.train.deterministic)
-    from qlora_jax.cli.comparing import compare  # JAX reads its settings when it is imported
+    from qlora_jax.run.compare import compare  # JAX reads its settings when it is imported
 
     mode = "quick" if options.quick else "ablations" if options.ablations else "default"
     return compare(config, Path(options.out), mode)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 
-from qlora_jax.train.signals import leave
+from qlora_jax.training.signals import leave
 
 Main = Callable[[Sequence[str] | None], int]
 

@@ -14,7 +14,7 @@ VOCAB_CHUNK = 16384
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    from qlora_jax.cli.inference import add_model_arguments
+    from qlora_jax.run.load import add_model_arguments
 
     parser = argparse.ArgumentParser("evaluate.py", description="Loss and perplexity over the rows' scored tokens.")
     add_model_arguments(parser)
@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the figures, or one JSON object, on standard output."""
     environment.prepare()
     options = parser().parse_args(argv)
-    from qlora_jax.cli.inference import prepare_model
     from qlora_jax.data import load_rows
     from qlora_jax.data.encoding import encode_rows
-    from qlora_jax.train.metrics import to_line
+    from qlora_jax.run.load import prepare_model
+    from qlora_jax.training.metrics import to_line
 
     rows = load_rows(options.data, options.split)
     ready = prepare_model(options)
@@ -68,9 +68,9 @@ def sequence_length(asked: int | None, limit: int) -> int:
 
 def measure(ready, documents, *, batch_size: int, answers: bool) -> dict[str, float]:
     """loss, perplexity and tokens over the documents, and exact_match where `answers` asks for it."""
-    from qlora_jax.cli.samples import Answerer
     from qlora_jax.data import eval_batches, pad_id
-    from qlora_jax.train.step import evaluate, make_eval_step
+    from qlora_jax.run.samples import Answerer
+    from qlora_jax.training.step import evaluate, make_eval_step
 
     parts, tokenizer = ready.parts, ready.tokenizer
     longest = max(len(document.ids) for document in documents)

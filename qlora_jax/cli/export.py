@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the folder and says where."""
     environment.prepare()
     options = parser().parse_args(argv)
-    from qlora_jax.cli import exporting
+    from qlora_jax.run import export as exporting
 
     if options.adapter:
         exporting.export_adapter(Path(options.adapter), Path(options.out), options)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export_run(run: Path, out: Path, options: argparse.Namespace) -> None:
-    from qlora_jax.cli import exporting
+    from qlora_jax.run import export as exporting
 
     config = exporting.read_run(run)
     if config.method == "full":

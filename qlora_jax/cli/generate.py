@@ -10,7 +10,7 @@ from qlora_jax.cli.errors import reports_errors
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    from qlora_jax.cli.inference import add_model_arguments
+    from qlora_jax.run.load import add_model_arguments
 
     parser = argparse.ArgumentParser("generate.py", description="Continue a prompt.")
     add_model_arguments(parser)
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the continuation, or one JSON object, on standard output."""
     environment.prepare()
     options = parser().parse_args(argv)
-    from qlora_jax.cli.inference import prepare_model
-    from qlora_jax.generate import Generator, Sampling
+    from qlora_jax.generation import Generator, Sampling
+    from qlora_jax.run.load import prepare_model
 
     sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
     ready = prepare_model(options)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     environment.prepare()
     from qlora_jax.cli.plan_table import print_report
-    from qlora_jax.cli.planning import make_report
+    from qlora_jax.run.plan import make_report
 
     with environment.planning():
         report = make_report(config, card)

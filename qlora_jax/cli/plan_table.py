@@ -7,12 +7,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from qlora_jax.cli.planning import CONTEXT, METHODS, Report
-from qlora_jax.cli.sizes import size
 from qlora_jax.memory.advice import MOST_ROWS
+from qlora_jax.report.methods import TITLES
+from qlora_jax.report.words import size
+from qlora_jax.run.plan import CONTEXT, METHODS, Report
 
 WIDTH = 100
-TITLES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 # The parts that add up to the peak, in words.
 PARTS = {
     "codes": "packed weights: codes",

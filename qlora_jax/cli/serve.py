@@ -9,7 +9,7 @@ from qlora_jax.cli.errors import reports_errors
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    from qlora_jax.cli.inference import add_model_arguments
+    from qlora_jax.run.load import add_model_arguments
 
     parser = argparse.ArgumentParser(
         "serve.py",
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C."""
     environment.prepare()
     options = parser().parse_args(argv)
-    from qlora_jax.cli.serving import check_extra, serve
+    from qlora_jax.run.serve import check_extra, serve
 
     check_extra()
     serve(options)

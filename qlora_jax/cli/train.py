@@ -13,6 +13,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = config_parser("train.py", "Fine-tune a Hugging Face model with QLoRA, LoRA or in full.")
     _, config = parse_with_config(parser, argv)
     environment.prepare(deterministic=config.train.deterministic)
-    from qlora_jax.cli.training import train  # JAX reads its settings when it is imported
+    from qlora_jax.run.train import train  # JAX reads its settings when it is imported
 
     return train(config)

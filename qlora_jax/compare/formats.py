@@ -1,6 +1,6 @@
 """Other 4-bit formats, simulated: a weight rounded to 16 levels and back, for measuring what the rounding costs.
 
-Nothing is stored in 4 bits here: training and serving know NF4 alone (`qlora_jax.nf4`), and these are what it is
+Nothing is stored in 4 bits here: training and serving know NF4 alone (`qlora_jax.quant.nf4`), and these are what it is
 compared with. Blocks and scales are those of NF4 without double quantization: 64 elements in row-major order share the
 largest magnitude among them, in float32.
 """
@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qlora_jax import nf4
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.save import write_model
 from qlora_jax.models.adapters import linears
+from qlora_jax.models.blocks.layers import Linear
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.layers import Linear
-from qlora_jax.models.parameters import STACK
-from qlora_jax.nf4.codebook import NF4_LEVELS, thresholds
-from qlora_jax.nf4.tensor import BLOCK
+from qlora_jax.models.table import STACK
+from qlora_jax.quant import nf4
+from qlora_jax.quant.nf4.codebook import NF4_LEVELS, thresholds
+from qlora_jax.quant.nf4.tensor import BLOCK
 
 
 def _signed(magnitudes: list[float]) -> np.ndarray:

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 
 from qlora_jax.compare.methods import MAIN
-from qlora_jax.memory.compile import CompilerMissing, compile_for, device_bytes
+from qlora_jax.config import Config, LoraSection, ModelSection, QuantSection, TrainSection
+from qlora_jax.device.facts import device_bytes
+from qlora_jax.memory.compile import CompilerMissing, compile_for
 from qlora_jax.memory.plan import Planner
 from qlora_jax.memory.train_step import abstract_batch, abstract_state, dropout_key
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.parameters import count_parameters
-from qlora_jax.train.config import Config, LoraSection, ModelSection, QuantSection, TrainSection
+from qlora_jax.models.table import count_parameters
 
 # configs/geometry/llama-2-7b.json, to which a test holds it: an installed package has no configs/.
 LLAMA_2_7B = ModelConfig(

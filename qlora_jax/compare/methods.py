@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
-from qlora_jax.train.config import Config
-from qlora_jax.train.setup import with_method
+from qlora_jax.config import Config
+from qlora_jax.training.setup import with_method
 
 Change = Callable[[Config], Config]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qlora_jax.compare.study import Outcome, Run, Study
-from qlora_jax.train.config import to_dict
+from qlora_jax.config import to_dict
 
 Row = dict[str, Any]
 # Figures of a run over which a row gives mean, lowest and highest.

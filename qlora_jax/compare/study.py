@@ -9,13 +9,13 @@ from typing import Any
 
 from qlora_jax.compare.formats import write_rounded
 from qlora_jax.compare.methods import ABLATIONS, MAIN, Method, distinct
+from qlora_jax.config import Config, TrainSection, to_dict
 from qlora_jax.data import load_rows
 from qlora_jax.io.hf import read_config, resolve_folder
-from qlora_jax.train.config import Config, TrainSection, to_dict
-from qlora_jax.train.loop import Diverged
-from qlora_jax.train.metrics import read_rows
-from qlora_jax.train.run_folder import SUMMARY, check_run_folder, check_same_run
-from qlora_jax.train.setup import for_geometry, with_method
+from qlora_jax.training.loop import Diverged
+from qlora_jax.training.metrics import read_rows
+from qlora_jax.training.run_folder import SUMMARY, check_run_folder, check_same_run
+from qlora_jax.training.setup import for_geometry, with_method
 
 RECORD = "study.json"
 # Multiples of the configuration's learning rate, half a decade apart: one grid for every method. It is walked from the

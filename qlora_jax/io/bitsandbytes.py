@@ -7,8 +7,8 @@ import numpy as np
 
 from qlora_jax.io.json_object import parse_object
 from qlora_jax.io.safetensors import TensorFolder
-from qlora_jax.nf4 import CODEBOOKS, NF4Tensor
-from qlora_jax.nf4.tensor import BLOCK, NESTED_BLOCK, packed_shapes
+from qlora_jax.quant.nf4 import CODEBOOKS, NF4Tensor
+from qlora_jax.quant.nf4.tensor import BLOCK, NESTED_BLOCK, packed_shapes
 
 STATE = "quant_state.bitsandbytes__"
 DTYPES = ("bfloat16", "float16", "float32")

@@ -11,20 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qlora_jax import int8, nf4
-from qlora_jax.int8.tensor import int8_shapes
 from qlora_jax.io.packing import Form, Forms
 from qlora_jax.lora.init import key_for
+from qlora_jax.models.blocks.layers import Frozen
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.host_table import HostTable
-from qlora_jax.models.layers import Frozen
-from qlora_jax.models.mixed import MixedStack, places_of
-from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
-from qlora_jax.models.storage import STORAGES
-from qlora_jax.nf4 import NF4Tensor
-from qlora_jax.nf4.rows import check_rows
-from qlora_jax.nf4.tensor import packed_shapes
+from qlora_jax.models.table import STACK, Spec, hf_name, parameter_specs
+from qlora_jax.quant import int8, nf4
+from qlora_jax.quant.host_table import HostTable
+from qlora_jax.quant.int8.tensor import int8_shapes
+from qlora_jax.quant.mixed import MixedStack, places_of
+from qlora_jax.quant.nf4 import NF4Tensor
+from qlora_jax.quant.nf4.rows import check_rows
+from qlora_jax.quant.nf4.tensor import packed_shapes
+from qlora_jax.quant.storage import STORAGES
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 

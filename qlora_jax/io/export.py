@@ -11,8 +11,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qlora_jax import int8, nf4
-from qlora_jax.int8 import Int8Tensor
 from qlora_jax.io.bitsandbytes import is_nf4, nf4_form, quantization_config, read_nf4, write_nf4
 from qlora_jax.io.build import Quantization, check_storage
 from qlora_jax.io.chat_template import Templates
@@ -29,9 +27,11 @@ from qlora_jax.lora import Target
 from qlora_jax.lora.merge import merged
 from qlora_jax.lora.targets import OUTPUT_LAYER
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.parameters import STACK, Spec, hf_name, parameter_specs
-from qlora_jax.nf4 import NF4Tensor
-from qlora_jax.nf4.tensor import packed_shapes
+from qlora_jax.models.table import STACK, Spec, hf_name, parameter_specs
+from qlora_jax.quant import int8, nf4
+from qlora_jax.quant.int8 import Int8Tensor
+from qlora_jax.quant.nf4 import NF4Tensor
+from qlora_jax.quant.nf4.tensor import packed_shapes
 
 MERGES = {
     "original": "added to the original weights",

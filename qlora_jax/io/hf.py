@@ -22,11 +22,11 @@ from qlora_jax.io.model_config import read_config
 from qlora_jax.io.packing import all_packed, folder_forms, report_kept
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.tied import read_head_as_embedding
+from qlora_jax.models.blocks.layers import Frozen
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.layers import Frozen
-from qlora_jax.models.parameters import Spec, hf_name, parameter_specs
-from qlora_jax.nf4 import dequantize
+from qlora_jax.models.table import Spec, hf_name, parameter_specs
+from qlora_jax.quant.nf4 import dequantize
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from qlora_jax.io.bitsandbytes import DTYPES, is_nf4, nf4_form
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.parameters import hf_name, parameter_specs
+from qlora_jax.models.table import hf_name, parameter_specs
 
 log = logging.getLogger("qlora_jax.io")
 

@@ -27,7 +27,7 @@ from qlora_jax.lora.targets import OUTPUT_LAYER
 from qlora_jax.models.adapters import linears, module_names
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.parameters import STACK, hf_name, linear_modules, parameter_specs
+from qlora_jax.models.table import STACK, hf_name, linear_modules, parameter_specs
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"

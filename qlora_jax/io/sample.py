@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from qlora_jax.nf4 import CODEBOOKS
-from qlora_jax.nf4.tensor import BLOCK
+from qlora_jax.quant.nf4 import CODEBOOKS
+from qlora_jax.quant.nf4.tensor import BLOCK
 
 POINTS = 8
 # One letter for each dtype of a tensor; a capital one where it is packed, for what it was packed from.

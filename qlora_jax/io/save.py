@@ -11,7 +11,7 @@ from qlora_jax.io.companions import write_companions
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.shards import write_shards
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.parameters import STACK, hf_name, parameter_specs
+from qlora_jax.models.table import STACK, hf_name, parameter_specs
 
 
 def write_model(model: Decoder, out: Path, source: Path | None, *, chat_template: Templates | None = None) -> None:

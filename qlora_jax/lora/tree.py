@@ -14,7 +14,7 @@ from flax import nnx
 from qlora_jax.kernels import nf4_matmul
 from qlora_jax.lora.init import init_pair
 from qlora_jax.lora.targets import Target
-from qlora_jax.nf4 import NF4Tensor, dequantize, quantize
+from qlora_jax.quant.nf4 import NF4Tensor, dequantize, quantize
 
 Predicate = Callable[[str, Any], bool]
 

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import get_args, get_type_hints
 
+from qlora_jax.config import Config, QuantSection, apply_overrides
 from qlora_jax.io.build import check_storage
 from qlora_jax.memory.plan import Planner, plan
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.train.config import Config, QuantSection, apply_overrides
-from qlora_jax.train.setup import embedding_on_host, quantization
+from qlora_jax.training.setup import embedding_on_host, quantization
 
 # Nobody runs more rows at once: with this many the search has gone far enough.
 MOST_ROWS = 1 << 16

@@ -54,18 +54,6 @@ def compile_for(
         return _compile(lowered, options)
 
 
-def device_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes on the device while the program runs: arguments, temporaries, outputs, what they share, and the peak."""
-    memory: Any = compiled.memory_analysis()
-    parts = {
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "outputs": memory.output_size_in_bytes,
-        "aliases": memory.alias_size_in_bytes,
-    }
-    return {**parts, "peak": parts["arguments"] + parts["temporaries"] + parts["outputs"] - parts["aliases"]}
-
-
 def _absent_device(gpu: str) -> jax.Device:
     if gpu not in GPUS:
         raise ValueError(f"unknown GPU {gpu!r}: known are {', '.join(GPUS)}")

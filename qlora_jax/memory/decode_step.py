@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qlora_jax.config import Config
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.models.cache import empty_cache
 from qlora_jax.models.config import DTYPES
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.train.config import Config
-from qlora_jax.train.setup import planned_forms, quantization
+from qlora_jax.training.setup import planned_forms, quantization
 
 
 def abstract_decode_step(config: Config, batch: int, slots: int) -> tuple[Any, tuple]:

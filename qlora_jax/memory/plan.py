@@ -14,17 +14,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from qlora_jax.int8 import Int8Tensor
-from qlora_jax.io.device import nbytes, tree_bytes
+from qlora_jax.config import Config, DataSection, OptimSection
+from qlora_jax.device.facts import nbytes, tree_bytes
 from qlora_jax.memory.train_step import AbstractState, abstract_batch, abstract_state, dropout_key
 from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.host_table import host_table
-from qlora_jax.nf4 import NF4Tensor
-from qlora_jax.train.config import Config, DataSection, OptimSection
-from qlora_jax.train.gradients import needs_own_buffers
-from qlora_jax.train.loss import vocab_slices
-from qlora_jax.train.pages import HostState
+from qlora_jax.objective.tokens import vocab_slices
+from qlora_jax.quant.host_table import host_table
+from qlora_jax.quant.int8 import Int8Tensor
+from qlora_jax.quant.nf4 import NF4Tensor
+from qlora_jax.training.gradients import needs_own_buffers
+from qlora_jax.training.offload import HostState
 
 # How many rows of a token are alive at once in a layer's backward pass, in the computation's dtype: as wide as the
 # hidden state, as the MLP, as the queries, as the keys. Fitted to 7B and 8B at 128 to 16,384 tokens and 1 to 16 rows.

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qlora_jax.config import Config
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.models.adapters import add_adapters
+from qlora_jax.models.blocks.layers import Frozen
 from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.host_table import host_table
-from qlora_jax.models.layers import Frozen
-from qlora_jax.train.batch import TensorBatch
-from qlora_jax.train.config import Config
-from qlora_jax.train.optimizer import learning_rate
-from qlora_jax.train.setup import embedding_on_host, lora_config, planned_forms, quantization, step_and_state
-from qlora_jax.train.step import Parts, split_model
+from qlora_jax.quant.host_table import host_table
+from qlora_jax.training.batch import TensorBatch
+from qlora_jax.training.optimizer import learning_rate
+from qlora_jax.training.setup import embedding_on_host, lora_config, planned_forms, quantization, step_and_state
+from qlora_jax.training.step import Parts, split_model
 
 # The rate's schedule keeps no array, whatever the length of the run.
 STEPS = 1000

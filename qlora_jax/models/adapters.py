@@ -10,12 +10,12 @@ from flax import nnx
 from qlora_jax.lora import LoRA, LoraConfig, Target, resolve_targets
 from qlora_jax.lora.delta import AdapterScale
 from qlora_jax.lora.init import init_pair
+from qlora_jax.models.blocks.layers import Linear
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.layers import Linear
-from qlora_jax.models.mixed import MixedStack
-from qlora_jax.models.parameters import STACK, hf_name, linear_modules, parameter_specs
-from qlora_jax.nf4 import NF4Tensor
+from qlora_jax.models.table import STACK, hf_name, linear_modules, parameter_specs
+from qlora_jax.quant.mixed import MixedStack
+from qlora_jax.quant.nf4 import NF4Tensor
 
 # Adapters (or, in a full fine-tune, the weights themselves) are nnx.Param; everything else is frozen.
 TRAINABLE = nnx.Param

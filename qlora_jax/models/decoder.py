@@ -12,14 +12,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.lora.rows import RowAdapters
-from qlora_jax.models.attention import Attention, Context, document_lengths, document_starts
+from qlora_jax.models.blocks.attention import Attention, Context, document_lengths, document_starts
+from qlora_jax.models.blocks.layers import MLP, Embedding, Frozen, Linear, RMSNorm, subkey
 from qlora_jax.models.cache import Cache, LayerCache
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.layers import MLP, Embedding, Frozen, Linear, RMSNorm, subkey
-from qlora_jax.models.mixed import MixedLayer, MixedStack
-from qlora_jax.models.parameters import STACK, parameter_specs
 from qlora_jax.models.rope import rope_tables
-from qlora_jax.nf4 import NF4Layer, NF4Tensor
+from qlora_jax.models.table import STACK, parameter_specs
+from qlora_jax.quant.mixed import MixedLayer, MixedStack
+from qlora_jax.quant.nf4 import NF4Layer, NF4Tensor
 
 LAYER_INPUT = "layer_input"
 # What the backward pass finds stored instead of computing it again; each layer's input is always stored: on the device,

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from qlora_jax.io.device import device_memory, tree_bytes
+from qlora_jax.device.facts import device_memory, tree_bytes
 
 
 class Needs(NamedTuple):

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from qlora_jax.generate.sampling import RowSampling, sample_rows
+from qlora_jax.generation.sampling import RowSampling, sample_rows
 from qlora_jax.lora.rows import AdapterStack, RowAdapters, RowLoRA
 from qlora_jax.models.adapters import linears
 from qlora_jax.models.cache import Cache

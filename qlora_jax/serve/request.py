@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
-from qlora_jax.generate.sampling import Sampling
+from qlora_jax.generation.sampling import Sampling
 
 GREEDY = Sampling()
 

@@ -12,7 +12,7 @@ from flax import nnx
 from qlora_jax.lora.rows import AdapterStack
 from qlora_jax.models.cache import empty_cache
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.parameters import STACK, parameter_specs
+from qlora_jax.models.table import STACK, parameter_specs
 from qlora_jax.serve import programs
 from qlora_jax.serve.memory import check_room, needs_of
 from qlora_jax.serve.programs import SCORED_AT_ONCE, Drawn, Rows, Scores

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qlora_jax.generate.sampling import RowSampling
+from qlora_jax.generation.sampling import RowSampling
 from qlora_jax.serve.job import Job, Row
 from qlora_jax.serve.programs import DRAWN_BEFORE, Rows, Scores
 from qlora_jax.serve.request import Token

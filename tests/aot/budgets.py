@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qlora_jax import kernels
+from qlora_jax.config import Config, load_config
 from qlora_jax.io.build import Quantization, abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.kernels.tiles import Tiles, tiles_for
@@ -18,10 +19,9 @@ from qlora_jax.memory.decode_step import abstract_decode_step
 from qlora_jax.memory.targets import GPUS
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models.cache import empty_cache
-from qlora_jax.nf4 import NF4Layer, NF4Tensor
-from qlora_jax.nf4.tensor import packed_shapes
+from qlora_jax.quant.nf4 import NF4Layer, NF4Tensor
+from qlora_jax.quant.nf4.tensor import packed_shapes
 from qlora_jax.serve.runner import SMALLEST_PIECE, Programs, empty_stacks, idle_rows
-from qlora_jax.train.config import Config, load_config
 from tests.aot.calls import MOSAIC, TRITON
 from tests.aot.sass import Kernel
 

@@ -8,7 +8,8 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from qlora_jax.memory.compile import compile_for, device_bytes
+from qlora_jax.device.facts import device_bytes
+from qlora_jax.memory.compile import compile_for
 from qlora_jax.memory.targets import GPUS
 from tests.aot import sass
 from tests.aot.calls import TRITON, pallas_calls

@@ -2,7 +2,8 @@
 
 import pytest
 
-from qlora_jax.memory.compile import compile_for, device_bytes
+from qlora_jax.device.facts import device_bytes
+from qlora_jax.memory.compile import compile_for
 from tests.aot import sass
 from tests.aot.budgets import KERNELS, KernelBudget
 from tests.aot.calls import pallas_calls

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from qlora_jax.compare.methods import MAIN
-from qlora_jax.memory.compile import compile_for, device_bytes
+from qlora_jax.config import load_config
+from qlora_jax.device.facts import device_bytes
+from qlora_jax.memory.compile import compile_for
 from qlora_jax.memory.train_step import abstract_train_step
-from qlora_jax.train.config import load_config
 
 ROOT = Path(__file__).parents[2]
 LARGE = load_config(ROOT / "configs" / "large.py")

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from qlora_jax.config import OptimSection
 from qlora_jax.memory.compile import compile_for
-from qlora_jax.train.config import OptimSection
-from qlora_jax.train.gradients import Gradients
-from qlora_jax.train.optimizer import adamw
-from qlora_jax.train.pages import init_state, make_page_update, nothing
-from qlora_jax.train.step import masked_optimizer
-from tests.train.test_step import make_parts
+from qlora_jax.training.gradients import Gradients
+from qlora_jax.training.offload import init_state, make_page_update, nothing
+from qlora_jax.training.optimizer import adamw
+from qlora_jax.training.step import masked_optimizer
+from tests.training.test_step import make_parts
 
 pytestmark = pytest.mark.usefixtures("cuda_wheels")
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from qlora_jax.cli.plan import main
+from qlora_jax.config import load_config
+from qlora_jax.device.facts import device_bytes
 from qlora_jax.io.hf import read_config
-from qlora_jax.memory.compile import compile_for, device_bytes
+from qlora_jax.memory.compile import compile_for
 from qlora_jax.memory.plan import plan
 from qlora_jax.memory.train_step import abstract_train_step
-from qlora_jax.train.config import load_config
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("cuda_wheels")

@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from qlora_jax.memory.compile import compile_for, device_bytes
+from qlora_jax.device.facts import device_bytes
+from qlora_jax.memory.compile import compile_for
 from tests.aot.budgets import STEPS, StepBudget
 from tests.aot.calls import pallas_calls
 

@@ -12,7 +12,7 @@ from benchmarks.gpu.flops import forward_flops, train_flops
 from qlora_jax.io.build import Quantization, abstract_model
 from qlora_jax.lora import LoraConfig
 from qlora_jax.models.adapters import add_adapters
-from qlora_jax.train.loss import next_token_loss
+from qlora_jax.objective.tokens import next_token_loss
 from tests import tiny_config
 
 CONFIG = dataclasses.replace(tiny_config.CONFIG, windows=(0, 0, 0))

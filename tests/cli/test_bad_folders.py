@@ -19,7 +19,7 @@ from qlora_jax.cli.generate import main as generate
 from qlora_jax.cli.train import main as train
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.save import write_model
-from qlora_jax.train.run_folder import explains_full_disk
+from qlora_jax.training.run_folder import explains_full_disk
 from tests.cli.commands import SECOND, command, contents, edit_tensor, exit_code
 
 # --- the run's folder

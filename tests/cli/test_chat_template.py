@@ -9,11 +9,11 @@ from transformers import AutoTokenizer
 
 from qlora_jax.cli.export import main as export
 from qlora_jax.cli.generate import main as generate
-from qlora_jax.cli.inference import open_tokenizer
 from qlora_jax.cli.train import main as train
 from qlora_jax.data import load_chat_template
 from qlora_jax.io.chat_template import read_chat_template
 from qlora_jax.io.peft import read_adapter
+from qlora_jax.run.load import open_tokenizer
 from tests.cli.commands import command, exit_code
 
 CHATML = load_chat_template("chatml")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from qlora_jax.cli import comparing
 from qlora_jax.cli.compare import main as compare
-from qlora_jax.cli.plan_table import TITLES
+from qlora_jax.report.methods import TITLES
+from qlora_jax.run import compare as comparing
 from tests.cli.commands import exit_code
 from tests.cli.tiny import write_rows
 from tests.compare.study import write_run
@@ -63,7 +63,7 @@ def test_a_comparison_from_beginning_to_end(rows, tmp_path, capsys, monkeypatch,
     assert all(word in printed for word in ("full fine-tune", "QLoRA", "27.00 GB", "held-out"))
     assert (trained.count(f"{out}/runs/qlora-seed0"), trained.count(f"{out}/runs/lora-seed0")) == (1, 2)
     result = json.loads((out / "compare.json").read_text())
-    assert [row["method"] for row in result["rows"]] == ["base", *TITLES]
+    assert [row["method"] for row in result["rows"]] == list(TITLES)
     base, full, *_ = result["rows"]
     assert full["trainable"] == full["parameters"] == base["parameters"]
     assert all(row["heldout_loss"] > 0 and row["peak_bytes"] > 0 for row in result["rows"][1:])

@@ -6,8 +6,8 @@ import pytest
 
 from qlora_jax.cli.export import main as export
 from qlora_jax.cli.train import main as train
-from qlora_jax.train import loop
-from qlora_jax.train.loop import Loop
+from qlora_jax.training import loop
+from qlora_jax.training.loop import Loop
 from tests.cli.commands import command, exit_code
 from tests.cli.test_resume import rows, saved
 

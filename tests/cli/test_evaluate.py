@@ -6,7 +6,7 @@ import math
 import pytest
 
 from qlora_jax.cli import evaluate
-from qlora_jax.train import step
+from qlora_jax.training import step
 from tests.cli.commands import exit_code
 
 

@@ -8,13 +8,14 @@ import jax
 import pytest
 
 from qlora_jax.cli import main as command_line
-from qlora_jax.cli import out_of_memory, planning
 from qlora_jax.cli.plan import main as plan
 from qlora_jax.cli.train import main as train
+from qlora_jax.config import load_config
 from qlora_jax.io.hf import read_config
 from qlora_jax.memory.compile import CompilerMissing
-from qlora_jax.train.config import load_config
-from qlora_jax.train.loop import Loop
+from qlora_jax.run import out_of_memory
+from qlora_jax.run import plan as planning
+from qlora_jax.training.loop import Loop
 from tests.cli.commands import command, exit_code
 
 EXHAUSTED = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1234 bytes."

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from qlora_jax.cli.train import main as train
-from qlora_jax.train.metrics import read_rows
+from qlora_jax.training.metrics import read_rows
 from tests.cli.commands import command, exit_code
 
 # One token a byte, and each turn's end is one token.

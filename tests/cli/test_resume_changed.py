@@ -9,7 +9,7 @@ import pytest
 
 from qlora_jax.cli.train import main as train
 from qlora_jax.io.checkpoint import Checkpoints
-from qlora_jax.train import run_folder
+from qlora_jax.training import run_folder
 from tests.cli.commands import command, contents, exit_code
 from tests.cli.test_resume import last_step, rows
 from tests.cli.tiny import write_rows

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from qlora_jax.cli import samples
-from qlora_jax.cli.samples import Answerer, turns_of
 from qlora_jax.data import Encoded, load_tokenizer
-from qlora_jax.generate import Generator
+from qlora_jax.generation import Generator
+from qlora_jax.run import samples
+from qlora_jax.run.samples import Answerer, turns_of
 from tests.cli.tiny import SPECIALS, write_tokenizer
 
 EOS, END = "</s>", "<|end|>"  # END ends turns, and is not the tokenizer's eos

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from qlora_jax.cli.serve import main as serve
-from qlora_jax.cli.serving import base_name, key_of, public_host, recorded_quantization
 from qlora_jax.io.build import Quantization
+from qlora_jax.run.serve import base_name, key_of, public_host, recorded_quantization
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from qlora_jax.cli import training
-from qlora_jax.cli.samples import Answerer
 from qlora_jax.cli.train import main as train
-from qlora_jax.train import loop, signals
+from qlora_jax.run import train as training
+from qlora_jax.run.samples import Answerer
+from qlora_jax.training import loop, signals
 from tests.cli.commands import command, exit_code
 from tests.cli.test_resume import last_step, rows, saved
 

@@ -2,10 +2,10 @@
 
 import json
 
-from qlora_jax.cli.memory_bars import memory_bars
 from qlora_jax.cli.train import main as train
+from qlora_jax.config import load_config
 from qlora_jax.io.hf import read_config
-from qlora_jax.train.config import load_config
+from qlora_jax.run.memory_bars import memory_bars
 from tests.cli.commands import command, exit_code
 
 

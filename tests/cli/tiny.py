@@ -102,7 +102,7 @@ def write_rows(file: Path, count: int = 24) -> Path:
 def write_config(file: Path, model: Path, rows: Path) -> Path:
     """A training configuration: three steps in fp32, without an output_dir."""
     file.write_text(
-        "from qlora_jax.train.config import *\n"
+        "from qlora_jax.config import *\n"
         "config = Config(\n"
         f"    model=ModelSection(path={str(model)!r}, dtype='fp32'),\n"
         "    lora=LoraSection(rank=4, dropout=0.1),\n"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from qlora_jax.train.config import (
+from qlora_jax.config import (
     Config,
     DataSection,
     LoraSection,
@@ -12,7 +12,7 @@ from qlora_jax.train.config import (
     TrainSection,
     to_dict,
 )
-from qlora_jax.train.loop import Diverged
+from qlora_jax.training.loop import Diverged
 
 CONFIG = Config(
     seed=7,

@@ -6,7 +6,7 @@ import pytest
 
 from qlora_jax.compare.formats import FORMATS, LEVELS, round_model, write_rounded
 from qlora_jax.io.hf import load_model
-from qlora_jax.nf4 import dequantize, quantize
+from qlora_jax.quant.nf4 import dequantize, quantize
 
 RNG = np.random.default_rng(0)
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from qlora_jax.compare.report import ablation_charts, write_comparison
 from qlora_jax.compare.results import comparison, share
 from qlora_jax.compare.study import Study, outcomes
+from qlora_jax.report.comparison import ablation_charts, write_comparison
 from tests.compare.study import CONFIG, Trainer, silent
 
 ABOUT = {

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from qlora_jax.compare.study import Stopped, Study, check_study, downhill, outcomes, start_study
-from qlora_jax.train.config import DataSection, ModelSection
-from qlora_jax.train.loop import Diverged
+from qlora_jax.config import DataSection, ModelSection
+from qlora_jax.training.loop import Diverged
 from tests.compare.study import CONFIG, Trainer, silent
 
 

@@ -9,7 +9,7 @@ import torch
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.peft import Adapter, attach_adapter
 from qlora_jax.lora import resolve_targets
-from qlora_jax.models.parameters import linear_modules
+from qlora_jax.models.table import linear_modules
 from tests.io.torch_model import TOKENS, load, logits
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from qlora_jax.io.bitsandbytes import is_nf4, nf4_form, quantization_config, read_nf4, write_nf4
 from qlora_jax.io.export import export_bnb4
 from qlora_jax.io.safetensors import TensorFolder
-from qlora_jax.nf4 import dequantize, quantize
+from qlora_jax.quant.nf4 import dequantize, quantize
 from tests.io.torch_model import load, logits
 
 NAME = "model.layers.0.self_attn.q_proj.weight"

@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax import int8
 from qlora_jax.io import shards
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.peft import Adapter
 from qlora_jax.lora import LoraConfig
+from qlora_jax.quant import int8
 from tests.io.torch_model import load, logits
 
 ATTENTION = "model.layers.1.self_attn.q_proj"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qlora_jax.int8 import Int8Tensor
 from qlora_jax.io.build import Quantization, abstract_model
 from qlora_jax.io.export import export_bnb4
 from qlora_jax.io.hf import load_model, resolve_folder
-from qlora_jax.nf4 import NF4Tensor, dequantize, quantize
+from qlora_jax.quant.int8 import Int8Tensor
+from qlora_jax.quant.nf4 import NF4Tensor, dequantize, quantize
 
 MEASURE = """
 import resource, sys

@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from qlora_jax.config import Config, ModelSection
 from qlora_jax.io.build import Quantization, abstract_model
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model, read_config
@@ -19,10 +20,9 @@ from qlora_jax.io.packing import all_packed, folder_forms, kept_names, stated_fo
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.memory.plan import plan
 from qlora_jax.models.adapters import packed_projection
-from qlora_jax.models.mixed import MixedStack
-from qlora_jax.nf4 import NF4Tensor, quantize
-from qlora_jax.train.config import Config, ModelSection
-from qlora_jax.train.setup import planned_forms
+from qlora_jax.quant.mixed import MixedStack
+from qlora_jax.quant.nf4 import NF4Tensor, quantize
+from qlora_jax.training.setup import planned_forms
 from tests.io.test_export import make_adapter
 from tests.io.torch_model import TOKENS, load, logits
 

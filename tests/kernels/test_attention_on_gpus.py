@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qlora_jax.device.facts import device_bytes
 from qlora_jax.kernels.attention import attend, hopper
-from qlora_jax.memory.compile import compile_for, device_bytes
+from qlora_jax.memory.compile import compile_for
 from qlora_jax.memory.targets import GPUS
 from tests.aot.budgets import ALL
 

@@ -11,8 +11,8 @@ from qlora_jax import kernels
 from qlora_jax.kernels import backend
 from qlora_jax.kernels.backend import Choice, choose
 from qlora_jax.kernels.tiles import TILES, tiles_for
-from qlora_jax.nf4 import NF4Layer
-from qlora_jax.nf4.tensor import packed_shapes
+from qlora_jax.quant.nf4 import NF4Layer
+from qlora_jax.quant.nf4.tensor import packed_shapes
 
 
 def abstract_gpu(kind: str):

@@ -11,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from qlora_jax import kernels
 from qlora_jax.kernels.dequantize import reference, triton
 from qlora_jax.kernels.tiles import DequantizeTiles
-from qlora_jax.nf4 import NF4Layer, NF4Tensor, quantize
+from qlora_jax.quant.nf4 import NF4Layer, NF4Tensor, quantize
 
 DTYPES = ("bfloat16", "float16", "float32")
 # A multiple of the tile, ragged against it, an odd N, blocks that cross rows (K no multiple of 64), less than a block.
@@ -77,7 +77,7 @@ def test_a_stack_is_no_single_weight():
 def test_a_stack_that_pallas_would_address_wrongly_is_sliced():
     """Between 2**31 and 2**32 bytes Pallas' offsets are 32-bit and signed."""
     from qlora_jax.kernels.operands import operands
-    from qlora_jax.nf4.tensor import packed_shapes
+    from qlora_jax.quant.nf4.tensor import packed_shapes
 
     def layers_seen(layers: int) -> int:
         whole = packed_shapes((17920, 6656), "bfloat16", double=True, stack=(layers,))

@@ -10,7 +10,7 @@ import pytest
 from qlora_jax.kernels.dequantize import reference
 from qlora_jax.kernels.matmul import decode, dispatch, triton
 from qlora_jax.kernels.tiles import MatmulTiles
-from qlora_jax.nf4 import CODEBOOKS, NF4Layer
+from qlora_jax.quant.nf4 import CODEBOOKS, NF4Layer
 from tests.kernels.test_dequantize import stack
 
 

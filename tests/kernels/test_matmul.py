@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qlora_jax.kernels import nf4_matmul
-from qlora_jax.nf4 import dequantize, quantize
+from qlora_jax.quant.nf4 import dequantize, quantize
 
 
 def operands(n=96, k=128, m=5, dtype=jnp.float32):

@@ -8,7 +8,7 @@ import pytest
 
 from qlora_jax import fill_frozen, lora_dot, lora_init, lora_mask, make_optimizer, merge_tree, quantize_tree
 from qlora_jax.lora.tree import LoraWeight
-from qlora_jax.nf4 import NF4Tensor
+from qlora_jax.quant.nf4 import NF4Tensor
 
 
 def is_kernel(path, leaf):

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qlora_jax.generate.decode import Generator
+from qlora_jax.config import Config, ModelSection
+from qlora_jax.generation.decode import Generator
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import random_model, read_config
 from qlora_jax.memory.decode_step import abstract_decode_step
 from qlora_jax.models.cache import empty_cache
-from qlora_jax.train.config import Config, ModelSection
 
 GEOMETRY = Path(__file__).parents[2] / "demo" / "base" / "config.json"
 CONFIG = Config(model=ModelSection(weights="random", geometry=str(GEOMETRY), dtype="fp32"))

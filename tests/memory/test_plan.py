@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import pytest
 
+from qlora_jax.config import Config, LoraSection, ModelSection, TrainSection, load_config
 from qlora_jax.io.hf import read_config
 from qlora_jax.memory import advice
 from qlora_jax.memory.advice import Change, candidates, changed, changes, largest, largest_batch, longest_sequence
 from qlora_jax.memory.plan import Planner, plan
 from qlora_jax.memory.targets import GPUS, Card, find_card
 from qlora_jax.memory.train_step import abstract_train_step
-from qlora_jax.train.config import Config, LoraSection, ModelSection, TrainSection, load_config
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo" / "base" / "config.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import random_adapters
-from qlora_jax.generate import Generator
+from qlora_jax.generation import Generator
 from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import LoadedModel, load_model
 from qlora_jax.serve import open_engine

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax.cli.serving import recorded_quantization
 from qlora_jax.io.build import Quantization
+from qlora_jax.run.serve import recorded_quantization
 from qlora_jax.serve.adapters import store as store_module
 from qlora_jax.serve.request import Refused, UnknownModel
 from tests.serve.parts import answer, ask, make_engine, prompt

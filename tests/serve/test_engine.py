@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qlora_jax.generate import Generator, Sampling
+from qlora_jax.generation import Generator, Sampling
 from qlora_jax.io.peft import read_adapter
 from qlora_jax.lora.merge import merged
-from qlora_jax.nf4 import dequantize
+from qlora_jax.quant.nf4 import dequantize
 from qlora_jax.serve.request import Refused, Token, TooLong, UnknownModel
 from tests.serve.parts import ADAPTERS, answer, ask, loaded_base, prompt, stop_within, write_random_adapter
 

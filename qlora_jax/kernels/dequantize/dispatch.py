@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from qlora_jax.kernels.backend import chosen
 from qlora_jax.kernels.dequantize import reference
 from qlora_jax.kernels.tiles import tiles_for
-from qlora_jax.nf4 import NF4Layer, NF4Tensor
+from qlora_jax.quant.nf4 import NF4Layer, NF4Tensor
 
 
 def dequantize(weight: NF4Tensor | NF4Layer, dtype=None) -> Float[Array, "N K"]:

@@ -2,8 +2,8 @@
 
 from jaxtyping import Array, Float
 
-from qlora_jax import nf4
-from qlora_jax.nf4 import NF4Layer
+from qlora_jax.quant import nf4
+from qlora_jax.quant.nf4 import NF4Layer
 
 
 def dequantize(layer: NF4Layer, dtype) -> Float[Array, "N K"]:

@@ -11,7 +11,7 @@ from qlora_jax.kernels.backend import chosen
 from qlora_jax.kernels.dequantize import dequantize
 from qlora_jax.kernels.matmul import reference
 from qlora_jax.kernels.tiles import MatmulTiles, tiles_for
-from qlora_jax.nf4 import NF4Layer, NF4Tensor
+from qlora_jax.quant.nf4 import NF4Layer, NF4Tensor
 
 Weight = NF4Tensor | NF4Layer
 

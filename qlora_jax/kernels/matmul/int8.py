@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qlora_jax.int8 import Int8Tensor, dequantize
+from qlora_jax.quant.int8 import Int8Tensor, dequantize
 
 
 @jax.custom_vjp

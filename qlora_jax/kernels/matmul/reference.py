@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qlora_jax.kernels.dequantize import reference
-from qlora_jax.nf4 import NF4Layer
+from qlora_jax.quant.nf4 import NF4Layer
 
 Dequantize = Callable[[NF4Layer, object], Float[Array, "N K"]]
 

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 from qlora_jax.kernels.matmul.decode import decode, decode_plain, divergent, fma, registers
 from qlora_jax.kernels.operands import operands, scales, whole
 from qlora_jax.kernels.tiles import MatmulTiles
-from qlora_jax.nf4 import CODEBOOKS, NF4Layer
-from qlora_jax.nf4.tensor import BLOCK
+from qlora_jax.quant.nf4 import CODEBOOKS, NF4Layer
+from qlora_jax.quant.nf4.tensor import BLOCK
 
 NAME = "nf4_matmul"
 DTYPES = ("bfloat16", "float16")

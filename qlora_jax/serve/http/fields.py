@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from qlora_jax.generate.sampling import Sampling
+from qlora_jax.generation.sampling import Sampling
 from qlora_jax.serve.http import limits
 from qlora_jax.serve.http.errors import ApiError
 

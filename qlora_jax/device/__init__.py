@@ -1,0 +1,1 @@
+"""What the device offers, and what programs and arrays take of it."""

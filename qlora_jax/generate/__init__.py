@@ -1,6 +1,0 @@
-"""Sampling, and the decode loop with its key/value cache."""
-
-from qlora_jax.generate.decode import Generator, bucket
-from qlora_jax.generate.sampling import Sampling
-
-__all__ = ["Generator", "Sampling", "bucket"]

@@ -1,0 +1,1 @@
+"""The blocks that a decoder's layers are made of."""

@@ -1,0 +1,1 @@
+"""What is trained for: log-probabilities of tokens, and the losses made of them."""

@@ -1,0 +1,43 @@
+"""Quantization to 8 bits and back, in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qlora_jax.quant.int8.tensor import Int8Tensor
+
+LARGEST = np.float32(127)  # -128 stays unused, so that a row and its negative have the same codes but for the sign
+SOURCE_DTYPES = ("bfloat16", "float16", "float32")
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def quantize(weight: Array, *, dtype: str | None = None) -> Int8Tensor:
+    """Each row by its absolute maximum, each element to the nearest code (a tie to the even one). Zeros stay zero.
+
+    Args:
+      weight: bfloat16, float16 or float32 `[N, K]`.
+      dtype: what `dequantize` shall give; the weight's own dtype where None.
+
+    Raises:
+      ValueError: not a matrix, an empty one, or another dtype.
+    """
+    if weight.ndim != 2 or weight.size == 0:
+        raise ValueError(f"quantize takes one non-empty matrix [N, K], got shape {weight.shape}")
+    if str(weight.dtype) not in SOURCE_DTYPES:
+        raise ValueError(f"quantize takes {', '.join(SOURCE_DTYPES)}, got {weight.dtype}")
+    wide = weight.astype(jnp.float32)
+    scale = jnp.abs(wide).max(-1) / LARGEST
+    # A scale that is subnormal counts as 0 in XLA's arithmetic.
+    empty = scale < jnp.finfo(jnp.float32).tiny
+    scaled = jnp.where(empty[:, None], 0, wide / jnp.where(empty, 1, scale)[:, None])
+    codes = jnp.clip(jnp.round(scaled), -LARGEST, LARGEST).astype(jnp.int8)
+    return Int8Tensor.create(codes, scale, dtype=dtype or weight.dtype)
+
+
+def dequantize(tensor: Int8Tensor, dtype=None) -> Float[Array, "N K"]:
+    """The weight `[N, K]`: multiplied in float32, rounded once to its own dtype, then cast to `dtype` if given."""
+    weight = (tensor.codes.astype(jnp.float32) * tensor.scale[..., None]).astype(tensor.dtype)
+    return weight if dtype is None else weight.astype(dtype)

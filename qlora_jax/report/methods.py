@@ -1,0 +1,5 @@
+"""The methods as people see them, on every page and in every table: their titles and colours."""
+
+TITLES = {"base": "base, untrained", "full": "full fine-tune", "lora": "LoRA", "qlora": "QLoRA"}
+# Names of the colours in templates/style.css.
+STYLES = {"base": "fourth", "full": "second", "lora": "first", "qlora": "third"}

@@ -1,0 +1,1 @@
+"""What each command does, as Python functions that return their results."""
