@@ -23,7 +23,6 @@ from qlora_jax.memory.plan import plan
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models import linear_modules
 from qlora_jax.models.adapters import adapter_count
-from qlora_jax.training.setup import lora_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "compiled-memory.json"
@@ -34,7 +33,7 @@ def measure(name: str, gpu: str) -> dict:
     """One row: the config's geometry, its adapters, and the bytes of its compiled step."""
     config = load_config(ROOT / "configs" / f"{name}.py", ["--config.model.weights=random"])
     geometry = read_config(Path(config.model.geometry))
-    targets = resolve_targets(lora_config(config), linear_modules(geometry))
+    targets = resolve_targets(config.lora, linear_modules(geometry))
     step, arguments = abstract_train_step(config)
     return {
         "config": name,

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import jax
 
+from qlora_jax.config import Pieces, QuantSection
 from qlora_jax.data import eval_batches, load_rows, load_tokenizer, pad_id
 from qlora_jax.data.encoding import encode_rows
-from qlora_jax.io.build import Quantization, build_model
+from qlora_jax.io.build import build_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.io.safetensors import TensorFolder
-from qlora_jax.models.table import Spec
-from qlora_jax.quant.storage import STORAGES
+from qlora_jax.models.table import Tensor
+from qlora_jax.objective import SFT
+from qlora_jax.quant.formats import FORMATS
+from qlora_jax.quant.rules import Rules, packed
 from qlora_jax.training.step import evaluate, make_eval_step, split_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,15 +38,17 @@ def batches() -> list:
     return list(eval_batches(documents, seq_len=64, batch_size=32, pad_id=pad_id(tokenizer)))
 
 
-def loss(quantization: Quantization | None, rows: list) -> tuple[float, int]:
+def loss(rules: Rules, rows: list) -> tuple[float, int]:
     """Mean negative log-likelihood of a token in nats, and how many were scored."""
     tensors, config = TensorFolder(BASE), dataclasses.replace(read_config(BASE), tie_embeddings=False)
 
-    def read(name: str, spec: Spec):
-        return tensors.read("model.embed_tokens.weight" if name == "lm_head.weight" else name)
+    def read(tensor: Tensor):
+        return tensors.read("model.embed_tokens.weight" if tensor.name == "lm_head.weight" else tensor.name)
 
-    parts = split_model(build_model(config, read, dtype="float32", quantization=quantization))
-    return evaluate(make_eval_step(parts.graphdef, loss_chunk=512, vocab_chunk=1024), parts, rows)
+    parts = split_model(build_model(config, read, dtype="float32", rules=rules))
+    step = make_eval_step(parts.graphdef, SFT(), Pieces(loss_chunk=512, vocab_chunk=1024))
+    found = evaluate(step, parts, rows)
+    return found["loss"], int(found["tokens"])
 
 
 def main() -> None:
@@ -51,8 +56,8 @@ def main() -> None:
     unquantized, tokens = loss(None, rows)
     print(f"{tokens} tokens; nothing quantized: {unquantized:.4f} nats\n\nembedding  lm_head    loss   difference")
     table = []
-    for embedding, lm_head in itertools.product(STORAGES, STORAGES):
-        value, _ = loss(Quantization(embedding=embedding, lm_head=lm_head), rows)
+    for embedding, lm_head in itertools.product(FORMATS, FORMATS):
+        value, _ = loss(packed(QuantSection(embedding=embedding, lm_head=lm_head)), rows)
         table.append({"embedding": embedding, "lm_head": lm_head, "loss": value})
         print(f"{embedding:10} {lm_head:7} {value:8.4f} {value - table[0]['loss']:+9.4f}", flush=True)
     versions = {name: version(name) for name in ("jax", "jaxlib")}

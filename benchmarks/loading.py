@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the c
 from benchmarks.gpu import load  # noqa: E402
 from benchmarks.pages import fill_part  # noqa: E402
 from qlora_jax.io.hf import load_model  # noqa: E402
+from qlora_jax.quant.rules import rules_for  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "loading.json"
 PAGE = ROOT / "docs" / "memory.md"
@@ -53,7 +54,7 @@ def measure(what: str, folder: Path) -> dict:
         return {"seconds": seconds, "bytes": total, "host_peak": host_peak() - baseline}
     seconds = load.load(folder)
     peaks = {"host_peak": host_peak() - baseline, "device_peak": device_peak()}
-    stored = load_model(folder, dtype="bfloat16", quant="nf4").model
+    stored = load_model(folder, dtype="bfloat16", rules=rules_for("nf4")).model
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(stored)))
     return {"seconds": seconds, **peaks, "stored": size, "device": jax.local_devices()[0].device_kind}
 

@@ -137,7 +137,6 @@ def run_ours(folder: Path, steps: int, threads: int) -> dict[str, Any]:
     import transformers.models.llama.configuration_llama  # noqa: F401  imports torch where it is installed
 
     from qlora_jax.config import Config, LoraSection, ModelSection, OptimSection, TrainSection
-    from qlora_jax.training.batch import TensorBatch
     from qlora_jax.training.setup import make_trainer
 
     memory, began = Memory(), time.perf_counter()
@@ -148,14 +147,13 @@ def run_ours(folder: Path, steps: int, threads: int) -> dict[str, Any]:
         train=TrainSection(steps=steps, batch_size=BATCH, grad_accum=1, seq_len=LENGTH),
     )
     trainer = make_trainer(config, folder, steps)
-    jax.block_until_ready(jax.tree.leaves((trainer.parts.adapters, trainer.parts.base, trainer.opt_state)))
+    jax.block_until_ready(jax.tree.leaves((trainer.parts.trained, trainer.parts.base, trainer.opt_state)))
     load = time.perf_counter() - began
     tokens = batch()[None].astype(np.int32)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape)
-    arrays = TensorBatch(
-        *map(jnp.asarray, (tokens, np.ones_like(tokens), positions, positions > 0)),
-    )
-    state = (trainer.parts.adapters, trainer.opt_state)
+    named = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions, "scored": positions > 0}
+    arrays = jax.tree.map(jnp.asarray, named)
+    state = (trainer.parts.trained, trainer.opt_state)
 
     def step() -> float:
         nonlocal state
@@ -163,7 +161,7 @@ def run_ours(folder: Path, steps: int, threads: int) -> dict[str, Any]:
         jax.block_until_ready(state)
         return metrics["loss"].item()
 
-    count = sum(leaf.size for leaf in jax.tree.leaves(trainer.parts.adapters))
+    count = sum(leaf.size for leaf in jax.tree.leaves(trainer.parts.trained))
     return {"load_s": load, "trained": count, **timed(step, steps), "memory_mb": memory.peak_mb()}
 
 

@@ -21,11 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, not the checkout's root
 
 from benchmarks.pages import fill_part  # noqa: E402
-from qlora_jax.cli.evaluate import sequence_length  # noqa: E402
 from qlora_jax.compare.formats import FORMATS, projections, round_model  # noqa: E402
+from qlora_jax.config import Pieces  # noqa: E402
 from qlora_jax.data import eval_batches, load_rows, load_tokenizer, pad_id  # noqa: E402
 from qlora_jax.data.encoding import encode_rows  # noqa: E402
 from qlora_jax.io.hf import load_model, read_config, resolve_folder  # noqa: E402
+from qlora_jax.objective import SFT  # noqa: E402
+from qlora_jax.quant.rules import rules_for  # noqa: E402
+from qlora_jax.run.evaluate import sequence_length  # noqa: E402
 from qlora_jax.training.step import evaluate, make_eval_step, split_model  # noqa: E402
 
 BASE, DATA = ROOT / "demo" / "base", ROOT / "demo" / "heldout.jsonl"
@@ -54,14 +57,16 @@ def batches(folder: Path, data: Path) -> list:
 
 def measure(folder: Path, name: str, rows: list) -> dict:
     """One format's row; `weight_error`: root mean square of the difference, as a share of the weights' own."""
-    model = load_model(folder, dtype="float32", quant="none").model
+    model = load_model(folder, dtype="float32", rules=rules_for("none")).model
     before = [linear.weight.get_value() for linear in projections(model)]
     if name != "none":
         round_model(model, name)
     after = [linear.weight.get_value() for linear in projections(model)]
     wrong = sum(float(jnp.sum((a - b) ** 2)) for a, b in zip(before, after, strict=True))
     parts = split_model(model)
-    loss, tokens = evaluate(make_eval_step(parts.graphdef, loss_chunk=1024, vocab_chunk=16384), parts, rows)
+    step = make_eval_step(parts.graphdef, SFT(), Pieces(loss_chunk=1024, vocab_chunk=16384))
+    found = evaluate(step, parts, rows)
+    loss, tokens = found["loss"], found["tokens"]
     error = math.sqrt(wrong / sum(float(jnp.sum(weight**2)) for weight in before))
     return {"format": name, "loss": loss, "perplexity": math.exp(loss), "weight_error": error, "tokens": tokens}
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from qlora_jax.config import LoraSection, QuantSection
 from qlora_jax.generation import Generator
-from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import LoadedModel
-from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
-from qlora_jax.lora import LoRA, LoraConfig, Target, resolve_targets
-from qlora_jax.models.adapters import linears, module_names
-from qlora_jax.models.table import STACK, linear_modules
+from qlora_jax.io.peft import TrainedOn, attach_adapter, read_adapter, write_adapter
+from qlora_jax.lora import LoRA, Target, resolve_targets
+from qlora_jax.models.adapters import linears, projections
+from qlora_jax.models.table import Param, adaptable, linear_modules
 
 
 def write_random_adapter(
@@ -24,28 +24,28 @@ def write_random_adapter(
 
     Args:
       record: what its folder says of the base's storage, over that of a default NF4 base.
-      lora: fields of LoraConfig.
+      lora: fields of LoraSection.
     """
-    model, config, random = loaded.model, LoraConfig(**lora), np.random.default_rng(seed)
+    model, config, random = loaded.model, LoraSection(**lora), np.random.default_rng(seed)
     targets = resolve_targets(config, linear_modules(model.config))
     for path, linear in linears(model):
-        own = [targets.get(name) for name in module_names(model.config, path)]
-        shape = linear.weight.get_value().shape[-2:]
-        linear.lora = _random_lora(own, shape, path.startswith(STACK), size, random) if any(own) else None
-    extra = {"method": "qlora", **dataclasses.asdict(Quantization()), **(record or {})}
-    write_adapter(folder, model, config, targets, base="random", base_hash=loaded.content_hash, extra=extra)
+        param = adaptable(model.config)[path]
+        own = [targets.get(tensor.module) for tensor in param.tensors()]
+        linear.lora = _random_lora(own, param, size, random) if any(own) else None
+    extra = {"method": "qlora", **dataclasses.asdict(QuantSection()), **(record or {})}
+    write_adapter(folder, model, config, targets, TrainedOn("random", loaded.content_hash, extra))
     for _, linear in linears(model):
         linear.lora = None
     return folder
 
 
-def _random_lora(targets: list[Target | None], shape: tuple[int, int], stacked: bool, size: float, random) -> LoRA:
-    n, k = shape
+def _random_lora(targets: list[Target | None], param: Param, size: float, random) -> LoRA:
+    n, k = param.shape
     rank = max(target.rank for target in targets if target)
     A = random.standard_normal((len(targets), rank, k), np.float32) * np.float32(size)
     B = random.standard_normal((len(targets), n, rank), np.float32) * np.float32(size)
     scale = np.asarray([target.scale if target else 0 for target in targets], np.float32)
-    return LoRA(A, B, scale) if stacked else LoRA(A[0], B[0], scale[0])
+    return LoRA(A, B, scale) if param.stacked else LoRA(A[0], B[0], scale[0])
 
 
 def alone(loaded: LoadedModel, adapter: Path | None, rank: int) -> Generator:
@@ -58,9 +58,8 @@ def alone(loaded: LoadedModel, adapter: Path | None, rank: int) -> Generator:
     if adapter is not None:
         attach_adapter(loaded.model, read_adapter(adapter), base_hash=loaded.content_hash)
     layers = loaded.model.config.num_layers
-    for path, linear in linears(loaded.model):
-        if path.startswith(STACK):
-            linear.lora = _padded(linear.lora, linear.weight.get_value().shape[-2:], layers, rank)
+    for _, linear in projections(loaded.model):
+        linear.lora = _padded(linear.lora, linear.weight.get_value().shape[-2:], layers, rank)
     return Generator(*nnx.split(loaded.model), stop_ids=())
 
 

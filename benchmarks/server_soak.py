@@ -35,10 +35,11 @@ from benchmarks.random_adapters import write_random_adapter  # noqa: E402
 from benchmarks.soak.answers import answers_alone  # noqa: E402
 from benchmarks.soak.traffic import NEW_TOKENS, Swapped, Traffic, leaks  # noqa: E402
 from qlora_jax.cli import environment  # noqa: E402
+from qlora_jax.config import QuantSection  # noqa: E402
 from qlora_jax.data import load_tokenizer  # noqa: E402
-from qlora_jax.io.build import Quantization  # noqa: E402
 from qlora_jax.io.hf import load_model  # noqa: E402
 from qlora_jax.io.peft import WEIGHTS  # noqa: E402
+from qlora_jax.quant.rules import rules_for  # noqa: E402
 
 BASE, RESULT = ROOT / "demo" / "base", ROOT / "benchmarks" / "results" / "server-soak.json"
 RANKS = (1, 2, 3, 4, 5, 6, 8, 8, 12, 16, 16, 16)
@@ -65,7 +66,7 @@ def main() -> int:
 def soak(work: Path, requests: int) -> dict:
     """Makes adapters, starts the server, sends the traffic, looks at what is left."""
     folder, key = work / "adapters", secrets.token_hex()
-    loaded = load_model(BASE, dtype="float32", quant="nf4", quantization=Quantization())
+    loaded = load_model(BASE, dtype="float32", rules=rules_for("nf4", QuantSection()))
     for number, rank in enumerate(RANKS):
         write_random_adapter(folder / f"adapter-{number}", loaded, number, rank=rank, targets="all-linear")
     write_random_adapter(work / "other", loaded, 100, rank=RANKS[-1], targets="all-linear")

@@ -31,13 +31,17 @@ from benchmarks.gpu.machine import describe, file_name, versions  # noqa: E402
 from benchmarks.gpu.results import Bar, Results, make_row  # noqa: E402
 from benchmarks.pages import fill_part  # noqa: E402
 from benchmarks.random_adapters import write_random_adapter  # noqa: E402
-from qlora_jax.io.build import Quantization, abstract_model  # noqa: E402
+from qlora_jax.config import QuantSection  # noqa: E402
+from qlora_jax.io.build import abstract_model  # noqa: E402
 from qlora_jax.io.hf import LoadedModel, read_config  # noqa: E402
 from qlora_jax.models.config import ModelConfig  # noqa: E402
+from qlora_jax.quant.rules import packed  # noqa: E402
 from qlora_jax.serve.adapters import AdapterStore  # noqa: E402
 from qlora_jax.serve.adapters.reading import Limits, read_checked  # noqa: E402
 from qlora_jax.serve.engine import Engine  # noqa: E402
 from qlora_jax.serve.request import Event, Finished, Request, Token  # noqa: E402
+from qlora_jax.serve.sizes import Base  # noqa: E402
+from qlora_jax.serve.sizes import Sizes as EngineSizes  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "serving.md"
@@ -106,7 +110,7 @@ class Bench:
 
     def __init__(self, sizes: Sizes, folder: Path, clock: Callable[[], float]):
         self.sizes, self.folder, self.clock, self.asked = sizes, folder, clock, 0
-        model = abstract_model(sizes.config, dtype=sizes.dtype, quantization=Quantization())
+        model = abstract_model(sizes.config, dtype=sizes.dtype, rules=packed(QuantSection()))
         graphdef, state = nnx.split(model)
         self.graphdef, self.state = graphdef, fill.random_state(state)
         self.names = [f"a{i}" for i in range(ADAPTERS + 1)]
@@ -122,22 +126,15 @@ class Bench:
             nbytes=1 << 40,
             dtype=self.sizes.dtype,
             base_hash="random",
-            quantization=Quantization(),
+            quantization=QuantSection(),
         )
 
     def engine(self, slots: int) -> Engine:
         """A started engine of so many rows."""
         engine = Engine(
-            self.graphdef,
-            self.state,
-            config=self.sizes.config,
-            base_name="base",
-            stop_ids=(),
-            adapters=AdapterStore(self.folder, self.limits, host=len(self.names)),
-            slots=slots,
-            max_loras=ADAPTERS,
-            max_length=self.sizes.max_length,
-            queue=4 * BATCH,
+            Base(self.graphdef, (self.state,), self.sizes.config, "base", ()),
+            AdapterStore(self.folder, self.limits, host=len(self.names)),
+            EngineSizes(slots=slots, max_loras=ADAPTERS, max_length=self.sizes.max_length, queue=4 * BATCH),
         )
         engine.start()
         return engine

@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_adapters import alone, write_random_adapter  # noqa: E402
-from qlora_jax.io.build import Quantization  # noqa: E402
+from qlora_jax.config import QuantSection  # noqa: E402
 from qlora_jax.io.hf import LoadedModel, load_model  # noqa: E402
+from qlora_jax.quant.rules import rules_for  # noqa: E402
 from qlora_jax.serve import Engine, open_engine  # noqa: E402
 from qlora_jax.serve.engine import Ticket  # noqa: E402
 from qlora_jax.serve.request import Event, Finished, QueueFull, Request, Token, TooLong, UnknownModel  # noqa: E402
@@ -75,7 +76,7 @@ class Soak:
         self.names = [f"a{i}" for i in range(len(loras))]
         self.version = dict.fromkeys(self.names, 0)
         self.unloaded: set[str] = set()
-        loaded = load_model(base, dtype="float32", quant="nf4", quantization=Quantization())
+        loaded = load_model(base, dtype="float32", rules=rules_for("nf4", QuantSection()))
         for number, (name, lora) in enumerate(zip(self.names, loras, strict=True)):
             for version in range(VERSIONS):
                 write_random_adapter(self._place(name, version), loaded, 10 * number + version, **lora)

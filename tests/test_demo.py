@@ -11,6 +11,7 @@ from qlora_jax.config import load_config
 from qlora_jax.data import load_tokenizer
 from qlora_jax.io.hf import load_model, read_config
 from qlora_jax.models.table import count_parameters
+from qlora_jax.quant.rules import rules_for
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, TASKS = ROOT / "demo" / "base", ROOT / "demo" / "tasks"
@@ -76,7 +77,7 @@ def test_base_is_a_whole_small_model_folder():
 
 
 def test_base_loads():
-    model = load_model(BASE, dtype="bfloat16", quant="nf4").model
+    model = load_model(BASE, dtype="bfloat16", rules=rules_for("nf4")).model
     assert count_parameters(model.config) == 2_016_960
     assert count_parameters(read_config(BASE)) == 2_016_960
 

@@ -54,6 +54,20 @@ def test_the_demo_commands_run(tmp_path):
     assert (tmp_path / "runs/demo/report.html").exists()
 
 
+def test_the_fine_tune_in_python_runs(tmp_path, monkeypatch, capfd):
+    for name in ("configs", "demo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) >= 1 and "step 40/40 · loss " in err
+    losses = [row["loss"] for row in scope["run"].rows if "loss" in row]
+    assert losses[-1] < 0.75 * losses[0]
+    assert scope["run"].adapter == Path("runs/python/adapter") and scope["run"].summary["steps"] == 40
+
+
 def test_the_command_for_ones_own_model_is_understood():
     from qlora_jax.config import load_config
 

@@ -50,9 +50,9 @@ def layer_of(stack: NF4Tensor, index) -> NF4Layer:
 def dequantize(weight: NF4Tensor, dtype=None):
     """`[*L, N, K]` of a packed weight, by the implementation in use."""
     with refusals():
-        if not weight.stack:
+        if not weight.leading:
             return kernels.dequantize(weight, dtype)
-        layers = range(weight.stack[0])
+        layers = range(weight.leading[0])
         return jnp.stack([kernels.dequantize(layer_of(weight, jnp.int32(i)), dtype) for i in layers])
 
 

@@ -12,10 +12,12 @@ from benchmarks.gpu import fill
 from benchmarks.gpu.context import Context, reason
 from benchmarks.gpu.names import BF16, NF4, decode_name
 from benchmarks.gpu.timing import median_seconds
+from qlora_jax.config import QuantSection
 from qlora_jax.generation.decode import Generator
-from qlora_jax.io.build import Quantization, abstract_model
+from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.models.config import ModelConfig
+from qlora_jax.quant.rules import AS_HELD, packed
 
 REPEATS = 3
 FLOOR_BAR = (">=", 0.40)
@@ -68,7 +70,7 @@ def run_batch(context: Context, config: ModelConfig, generator: Generator, weigh
 
 def run_weights(context: Context, weights: str) -> None:
     config = read_config(context.sizes.geometry)
-    model = abstract_model(config, quantization=Quantization() if weights == NF4 else None)
+    model = abstract_model(config, rules=packed(QuantSection()) if weights == NF4 else AS_HELD)
     graphdef, state = nnx.split(model)
     generator = Generator(graphdef, fill.random_state(state), stop_ids=())
     for batch in context.sizes.batches:

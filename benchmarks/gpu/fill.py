@@ -66,7 +66,7 @@ def random_state(tree: Any, seed: int = 0) -> Any:
 
 def packed(shape: tuple[int, int], seed: int = 0, *, stack: tuple[int, ...] = (), double: bool = True) -> NF4Tensor:
     """A bfloat16 weight's packed form with random codes."""
-    return random_state(packed_shapes(shape, jnp.bfloat16, double=double, stack=stack), seed)
+    return random_state(packed_shapes(shape, jnp.bfloat16, double=double, leading=stack), seed)
 
 
 def zeros(tree: Any) -> Any:

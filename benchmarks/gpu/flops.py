@@ -16,9 +16,8 @@ Norms, rotations, the softmax, the optimizer and unpacking the weights are not c
 import math
 
 from qlora_jax.lora import Target
-from qlora_jax.models.adapters import module_names
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.table import STACK, parameter_specs
+from qlora_jax.models.table import adaptable, modules_of
 
 DOWN = "layers.mlp.down_proj"
 CAUSAL = 0.5
@@ -26,8 +25,7 @@ CAUSAL = 0.5
 
 def projections(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(N, K) of every projection of a layer by path."""
-    specs = parameter_specs(config)
-    return {path.removesuffix(".weight"): spec.shape for path, spec in specs.items() if spec.projection}
+    return {path: param.shape for path, param in adaptable(config).items() if param.projection}
 
 
 def train_flops(
@@ -54,8 +52,7 @@ def _adapters(config: ModelConfig, targets: dict[str, Target]) -> int:
     """Multiplications per token of all adapters: forward, recomputed and backward. Stacks are padded to one rank."""
     total = 0
     for path, (n, k) in projections(config).items():
-        assert path.startswith(STACK)
-        ranks = [targets[name].rank for name in module_names(config, path) if name in targets]
+        ranks = [targets[name].rank for name in modules_of(config, path) if name in targets]
         if ranks:
             recomputed = k if path == DOWN else n + k
             total += config.num_layers * max(ranks) * (3 * (n + k) + recomputed)

@@ -14,7 +14,8 @@ from flax import nnx
 from benchmarks.gpu.context import Context
 from qlora_jax.io.hf import load_model, read_config
 from qlora_jax.io.shards import write_shards
-from qlora_jax.models.table import STACK, hf_name, parameter_specs
+from qlora_jax.models.table import tensors as tensors_of
+from qlora_jax.quant.rules import rules_for
 
 POOL = 1 << 24
 CHUNK = 1 << 24
@@ -23,9 +24,8 @@ CHUNK = 1 << 24
 def tensors(config) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a checkpoint; values are taken from one pool of normal ones, which drawing all would outlast."""
     pool = (np.random.default_rng(0).standard_normal(POOL, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
-    for path, spec in parameter_specs(config).items():
-        for layer in range(config.num_layers) if path.startswith(STACK) else [None]:
-            yield hf_name(path, layer), np.resize(np.roll(pool, 1009 * (layer or 0)), spec.shape)
+    for tensor in tensors_of(config):
+        yield tensor.name, np.resize(np.roll(pool, 1009 * tensor.numbers.get("layer", 0)), tensor.whole)
 
 
 def write_checkpoint(folder: Path, geometry: Path, layers: int) -> None:
@@ -49,7 +49,7 @@ def read_files(folder: Path) -> tuple[float, int]:
 def load(folder: Path) -> float:
     """Seconds until a packed model is on the device."""
     began = time.perf_counter()
-    loaded = load_model(folder, dtype="bfloat16", quant="nf4")
+    loaded = load_model(folder, dtype="bfloat16", rules=rules_for("nf4"))
     jax.block_until_ready(jax.tree.leaves(nnx.state(loaded.model)))
     return time.perf_counter() - began
 

@@ -12,15 +12,14 @@ from benchmarks.gpu.context import GB, Context, reason
 from benchmarks.gpu.flops import forward_flops, train_flops
 from benchmarks.gpu.names import FORWARD, LORA, PEAK, QLORA, SMALL, train_name
 from benchmarks.gpu.timing import median_seconds, peak_bytes
-from qlora_jax.config import Config, LoraSection, ModelSection, TrainSection
+from qlora_jax.config import Config, LoraSection, ModelSection, Pieces, TrainSection
 from qlora_jax.device.facts import device_bytes
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.lora import resolve_targets
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models import linear_modules
-from qlora_jax.training.batch import TensorBatch
-from qlora_jax.training.setup import lora_config
+from qlora_jax.objective import SFT
 from qlora_jax.training.step import make_eval_step
 
 PEAK_BAR, MEMORY_BAR = (">=", 0.60), ("within", 0.05)
@@ -40,12 +39,17 @@ def make_config(context: Context, method: str, rank: int, targets) -> Config:
     )
 
 
-def random_batch(geometry, shape: tuple[int, ...], embedded: jax.ShapeDtypeStruct | None = None) -> TensorBatch:
+def random_batch(
+    geometry, shape: tuple[int, ...], embedded: jax.ShapeDtypeStruct | None = None
+) -> dict[str, jax.Array]:
     """Rows of one document each, every token scored; with an embedding in host memory random rows of it."""
     tokens = fill.random_tokens(geometry, shape)
     positions = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
-    rows = None if embedded is None else fill.random_array(jax.random.key(0), embedded.shape, embedded.dtype)
-    return TensorBatch(tokens, jnp.ones_like(tokens), positions, jnp.ones(shape, bool), rows)
+    segments, scored = jnp.ones_like(tokens), jnp.ones(shape, bool)
+    batch = {"tokens": tokens, "segment_ids": segments, "positions": positions, "scored": scored}
+    if embedded is None:
+        return batch
+    return batch | {"embedded": fill.random_array(jax.random.key(0), embedded.shape, embedded.dtype)}
 
 
 class Step:
@@ -54,7 +58,7 @@ class Step:
     def __init__(self, config: Config):
         self.geometry = read_config(Path(config.model.geometry))
         step, (adapters, state, base, batch, _) = abstract_train_step(config)
-        self.batch = random_batch(self.geometry, batch.tokens.shape, batch.embedded)
+        self.batch = random_batch(self.geometry, batch["tokens"].shape, batch.get("embedded"))
         began = time.perf_counter()
         self._compiled = step.lower(adapters, state, base, self.batch, None).compile()
         self.compile_seconds = time.perf_counter() - began
@@ -115,7 +119,7 @@ def run_step(context: Context, label: str, config: Config) -> None:
     step.allocate()
     seconds, loss = timed_step(context, step)
     sizes = context.sizes
-    targets = resolve_targets(lora_config(config), linear_modules(step.geometry))
+    targets = resolve_targets(config.lora, linear_modules(step.geometry))
     flops = train_flops(step.geometry, targets, sizes.batch, sizes.seq_len, sizes.chunk)
     note = f"loss {loss:.4g}, compiled in {step.compile_seconds:.0f} s"
     record(context, label, sizes.batch * sizes.seq_len, seconds, flops, note)
@@ -139,7 +143,8 @@ def run_forward(context: Context) -> None:
     sizes, geometry = context.sizes, read_config(context.sizes.geometry)
     graphdef, adapters, base = nnx.split(abstract_model(geometry), nnx.Param, ...)
     batch = random_batch(geometry, (sizes.batch, sizes.seq_len))
-    compiled = make_eval_step(graphdef, loss_chunk=sizes.chunk).lower(adapters, base, batch).compile()
+    step = make_eval_step(graphdef, SFT(), Pieces(loss_chunk=sizes.chunk))
+    compiled = step.sums.lower(adapters, base, batch).compile()
     base = fill.random_state(base)
     forward = lambda: jax.block_until_ready(compiled(adapters, base, batch))  # noqa: E731
     forward()

@@ -20,7 +20,9 @@ def config_parser(prog: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file, e.g. configs/7b.py")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a Python file with the configuration, e.g. configs/7b.py"
+    )
     return parser
 
 

@@ -33,6 +33,11 @@ def reports_errors(main: Main) -> Main:
     return run
 
 
+def exit_code(stopped: int | None) -> int:
+    """0, or what a shell expects where a signal ended the command in an orderly way."""
+    return 0 if stopped is None else 128 + stopped
+
+
 def _words(error: Exception) -> str:
     """The message; the system's own errors without their number."""
     if isinstance(error, OSError) and error.strerror:

@@ -1,10 +1,9 @@
 """`scripts/export.py`: turn a run into an adapter folder, or a run or any adapter into a merged model."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from qlora_jax.cli import environment
 from qlora_jax.cli.errors import reports_errors
@@ -18,11 +17,13 @@ FORMATS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser("export.py", description="Write a run's result in a format other tools read.")
+    parser = argparse.ArgumentParser(
+        "export.py", description="Write what a run has learned in a format that other tools read."
+    )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="RUN_DIR", help="the run's output_dir")
-    source.add_argument("--adapter", metavar="DIR", help="any PEFT adapter folder, instead of a run")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    source.add_argument("--run", metavar="RUN_DIR", help="the run folder: train.py's output_dir")
+    source.add_argument("--adapter", metavar="DIR", help="instead of a run: the folder of any PEFT adapter")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write, a new one")
     parser.add_argument(
         "--format", required=True, choices=tuple(FORMATS), help="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
     )
@@ -30,15 +31,22 @@ def parser() -> argparse.ArgumentParser:
         "--merge-into",
         choices=("original", "dequantized"),
         default="original",
-        help="merged: add to the original weights in their dtype, or to the dequantized ones in the run's",
+        help="with --format merged: add to the original weights (the default), or to the 4-bit ones that training saw",
     )
     parser.add_argument(
-        "--step", type=checkpoint_step, metavar="N|best", help="a checkpoint instead of the run's final state"
+        "--step",
+        type=checkpoint_step,
+        metavar="N|best",
+        help="of a run: a checkpoint instead of its end; best has the lowest eval_loss",
     )
     parser.add_argument(
-        "--model", metavar="DIR|HUB_ID", help="the base, if it is not where the run or the adapter says"
+        "--model", metavar="DIR|HUB_ID", help="the base, where it is not where the run or the adapter says"
     )
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of merged weights; see --merge-into")
+    parser.add_argument(
+        "--dtype",
+        choices=("bf16", "fp16", "fp32"),
+        help="of merged weights (default: the original weights' own; with dequantized, the run's)",
+    )
     return parser
 
 
@@ -52,26 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the folder and says where."""
     environment.prepare()
     options = parser().parse_args(argv)
-    from qlora_jax.run import export as exporting
+    from qlora_jax.run.export import ADAPTER_ALREADY, export, export_adapter
 
-    if options.adapter:
-        exporting.export_adapter(Path(options.adapter), Path(options.out), options)
+    same: dict[str, Any] = {name: getattr(options, name) for name in ("format", "merge_into", "model", "dtype")}
+    if options.run:
+        export(options.run, options.out, step=options.step, **same)
+    elif options.step is not None:
+        raise ValueError(ADAPTER_ALREADY)
     else:
-        _export_run(Path(options.run), Path(options.out), options)
+        export_adapter(options.adapter, options.out, **same)
     print(f"wrote {options.out}: {FORMATS[options.format]}", file=sys.stderr)
     return 0
-
-
-def _export_run(run: Path, out: Path, options: argparse.Namespace) -> None:
-    from qlora_jax.run import export as exporting
-
-    config = exporting.read_run(run)
-    if config.method == "full":
-        exporting.copy_full(run, out, options.format, options.step)
-        return
-    adapter = exporting.adapter_folder(run, config, options.step)
-    try:
-        exporting.export_run(config, adapter, out, options)
-    finally:
-        if options.step is not None:
-            shutil.rmtree(adapter.parent)

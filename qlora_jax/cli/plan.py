@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qlora_jax.memory.targets import GPUS, Card, find_card
 
     parser = config_parser("plan.py", "Say how much GPU memory a training run needs, and whether it fits.")
-    parser.add_argument("--gpu", required=True, metavar="GPU", help=f"{', '.join(GPUS)}, or a size such as 48GB")
+    parser.add_argument("--gpu", required=True, metavar="GPU", help=f"one of {', '.join(GPUS)}, or a size such as 48GB")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     options, config = parse_with_config(parser, argv)
     try:
@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     environment.prepare()
     from qlora_jax.cli.plan_table import print_report
-    from qlora_jax.run.plan import make_report
+    from qlora_jax.run.plan import plan
 
     with environment.planning():
-        report = make_report(config, card)
+        report = plan(config, card, progress=True)
     if options.json:
         print(json.dumps(report.to_json()))
     else:

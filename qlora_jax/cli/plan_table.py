@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qlora_jax.memory.advice import MOST_ROWS
-from qlora_jax.report.methods import TITLES
+from qlora_jax.report.methods import SHORT_TITLES
 from qlora_jax.report.words import size
 from qlora_jax.run.plan import CONTEXT, METHODS, Report
 
@@ -56,7 +56,7 @@ def breakdown_table(report: Report) -> Table:
     table.add_column("bytes on the device")
     for method in METHODS:
         mark = " (chosen)" if method == report.config.method else ""
-        table.add_column(TITLES[method] + mark, justify="right")
+        table.add_column(SHORT_TITLES[method] + mark, justify="right")
     parts = {method: one.parts() for method, one in report.breakdowns.items()}
     for name, words in PARTS.items():
         table.add_row(words, *(size(parts[method][name]) for method in METHODS))
@@ -98,7 +98,7 @@ def _batch(report: Report) -> str:
 
 
 def _length(report: Report) -> str:
-    limit = report.config.model.max_position or report.geometry.max_position
+    limit = report.config.model.max_position or report.model_config.max_position
     if report.longest_sequence == 0:
         return "none"
     return f"{report.longest_sequence} tokens{' (all the model has)' if report.longest_sequence == limit else ''}"

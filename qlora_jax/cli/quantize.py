@@ -11,10 +11,19 @@ from qlora_jax.cli.errors import reports_errors
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser("quantize.py", description="Write a model's projections in NF4, for bitsandbytes.")
-    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help="a Hugging Face model in 16 or 32 bits")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--no-double", action="store_true", help="keep the block scales in fp32")
+    parser = argparse.ArgumentParser(
+        "quantize.py", description="Write a model in NF4 (4 bits), as bitsandbytes stores it."
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR|HUB_ID",
+        help="a Hugging Face model in 16 or 32 bits: its folder or Hub name",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write, a new one")
+    parser.add_argument(
+        "--no-double", action="store_true", help="keep the blocks' scales in fp32 instead of quantizing them, too"
+    )
     return parser
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from qlora_jax.cli import environment
 from qlora_jax.cli.arguments import config_parser, parse_with_config
-from qlora_jax.cli.errors import reports_errors
+from qlora_jax.cli.errors import exit_code, reports_errors
 
 
 @reports_errors
@@ -15,4 +15,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment.prepare(deterministic=config.train.deterministic)
     from qlora_jax.run.train import train  # JAX reads its settings when it is imported
 
-    return train(config)
+    return exit_code(train(config, progress=True).stopped)

@@ -105,7 +105,7 @@ def config_of(method: str) -> Config:
 def trained(config: Config) -> int:
     """Parameters that are trained; an adapter's scale is none."""
     parts = abstract_state(config, LLAMA_2_7B).parts
-    return sum(leaf.size for leaf in jax.tree.leaves(parts.adapters))
+    return sum(leaf.size for leaf in jax.tree.leaves(parts.trained))
 
 
 def compiled_peaks(gpu: str) -> tuple[dict[str, int], str | None]:
@@ -116,7 +116,7 @@ def compiled_peaks(gpu: str) -> tuple[dict[str, int], str | None]:
             config = config_of(method.name)
             state = abstract_state(config, LLAMA_2_7B)
             batch, key = abstract_batch(config, state.parts.base), dropout_key(config)
-            arguments = (state.parts.adapters, state.opt_state, state.parts.base, batch, key)
+            arguments = (state.parts.trained, state.opt_state, state.parts.base, batch, key)
             peaks[method.name] = device_bytes(compile_for(state.train_step, arguments, gpu))["peak"]
     except (CompilerMissing, jax.errors.JaxRuntimeError) as error:
         return {}, str(error).splitlines()[0]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from qlora_jax.config import Config
+from qlora_jax.report.methods import TITLES
 from qlora_jax.training.setup import with_method
 
 Change = Callable[[Config], Config]
@@ -66,9 +67,9 @@ def in_float32(config: Config) -> Config:
 
 # From the one that needs the least memory to the one that needs the most: the allocator's peak never falls.
 MAIN = (
-    Method(name="qlora", title="QLoRA", change=by_method("qlora")),
-    Method(name="lora", title="LoRA, 16-bit base", change=by_method("lora")),
-    Method(name="full", title="full fine-tune", change=by_method("full", in_float32)),
+    Method(name="qlora", title=TITLES["qlora"], change=by_method("qlora")),
+    Method(name="lora", title=f"{TITLES['lora']}, 16-bit base", change=by_method("lora")),
+    Method(name="full", title=TITLES["full"], change=by_method("full", in_float32)),
 )
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 ABLATIONS = (

@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_jax.compare.study import Outcome, Run, Study
 from qlora_jax.config import to_dict
+from qlora_jax.report.methods import TITLES
 
 Row = dict[str, Any]
 # Figures of a run over which a row gives mean, lowest and highest.
@@ -48,7 +49,7 @@ def base_row(lora: Outcome) -> Row:
     """The 16-bit base before training, which LoRA's untrained adapters leave as it is."""
     first = lora.runs[0]
     found = first.evaluation(0)
-    row: Row = {"method": "base", "title": "base, untrained", "seeds": [], "learning_rate": None, "trainable": 0}
+    row: Row = {"method": "base", "title": TITLES["base"], "seeds": [], "learning_rate": None, "trainable": 0}
     row |= {"parameters": first.summary["parameters"], "peak_bytes": None, "device_peak_bytes": None}
     row |= {"heldout_loss": found["eval_loss"], "exact_match": found.get("exact_match")}
     kept = {"gain_kept": 0.0, "exact_match_kept": None if row["exact_match"] is None else 0.0}

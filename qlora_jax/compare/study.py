@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,8 @@ from qlora_jax.compare.methods import ABLATIONS, MAIN, Method, distinct
 from qlora_jax.config import Config, TrainSection, to_dict
 from qlora_jax.data import load_rows
 from qlora_jax.io.hf import read_config, resolve_folder
-from qlora_jax.training.loop import Diverged
 from qlora_jax.training.metrics import read_rows
-from qlora_jax.training.run_folder import SUMMARY, check_run_folder, check_same_run
+from qlora_jax.training.run_folder import SUMMARY
 from qlora_jax.training.setup import for_geometry, with_method
 
 RECORD = "study.json"
@@ -26,19 +23,6 @@ SEEDS = {"quick": 1, "default": 3, "ablations": 3}
 LENGTHS = {"quick": 0.75, "default": 1.0, "ablations": 1.0}
 # How long those are that only choose a learning rate. Much shorter ones choose one that is too high for the whole run.
 SEARCH_LENGTHS = {"quick": 0.125, "default": 0.5, "ablations": 0.5}
-
-# Runs a configuration to its end and returns the exit code: 0, or 128 + N when signal N stopped it.
-Train = Callable[[Config], int]
-# Tells people a line.
-Say = Callable[[str], None]
-
-
-class Stopped(Exception):
-    """A run was asked to stop; `code` is its exit code."""
-
-    def __init__(self, code: int):
-        super().__init__("stopped; the same command goes on from there")
-        self.code = code
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,9 +144,9 @@ def check_files(config: Config) -> Config:
     Raises:
       FileNotFoundError, ValueError, NotImplementedError: one of them is not there, or is not what it should be.
     """
-    geometry = read_config(resolve_folder(config.model.path))
+    model_config = read_config(resolve_folder(config.model.path))
     load_rows(config.data.test, config.data.test_split)
-    packed = for_geometry(with_method(config, "qlora"), geometry)
+    packed = for_geometry(with_method(config, "qlora"), model_config)
     return dataclasses.replace(config, model=packed.model, quant=packed.quant)
 
 
@@ -203,66 +187,3 @@ class Outcome:
     @property
     def rate(self) -> float:
         return self.runs[0].rate
-
-
-def outcomes(study: Study, train: Train, say: Say) -> Iterator[Outcome]:
-    """Trains what is not finished yet, a method at a time.
-
-    Raises:
-      Stopped: a run was asked to stop.
-      Diverged: a whole run diverged, or all the short ones of a method did.
-    """
-    for method in study.methods:
-        search = searched(study.searches(method), train, say)
-        best = min(search, key=search.__getitem__)
-        if search[best] == math.inf:
-            raise Diverged(f"{method.title} diverged at {best:g} and higher: lower optim.learning_rate")
-        say(f"{method.name}: learning rate {best:g}, validation loss {search[best]:.4f}")
-        finals = study.finals(method, best)
-        for run in finals:
-            finish(run, train, say)
-        yield Outcome(method=method, search=search, runs=finals)
-
-
-def searched(runs: Sequence[Run], train: Train, say: Say) -> dict[float, float]:
-    """The validation losses of short runs by their learning rates, of those that `downhill` asks for."""
-    losses = downhill(len(runs), lambda index: validation_loss(runs[index], train, say))
-    return {runs[index].rate: losses[index] for index in sorted(losses)}
-
-
-def downhill(count: int, loss: Callable[[int], float]) -> dict[int, float]:
-    """The losses at some of `count` (two or more) indices: those in the middle, then on where it goes down."""
-    low = (count - 1) // 2
-    found = {low: loss(low), low + 1: loss(low + 1)}
-    # Where both diverged, the way is to lower rates.
-    step = 1 if found[low + 1] < found[low] else -1
-    here = low + 1 if step == 1 else low
-    while 0 <= here + step < count:
-        found[here + step] = loss(here + step)
-        if found[here + step] > found[here]:
-            break
-        here += step
-    return found
-
-
-def validation_loss(run: Run, train: Train, say: Say) -> float:
-    """The validation loss after a short run; infinite where it diverges."""
-    try:
-        finish(run, train, say)
-    except Diverged:
-        say(f"{run.folder.name}: diverged")
-        return math.inf
-    loss = run.evaluation()["eval_loss"]
-    return math.inf if loss is None else loss  # the log has null for what is no finite number
-
-
-def finish(run: Run, train: Train, say: Say) -> None:
-    """Runs to the end, unless that was done before. Raises ValueError where the folder holds another run."""
-    check_run_folder(run.config)
-    check_same_run(run.config)
-    if (run.folder / SUMMARY).exists():
-        return
-    say(f"{run.folder.parent.name}/{run.folder.name}: learning rate {run.rate:g}, seed {run.seed}")
-    code = train(run.config)
-    if code:
-        raise Stopped(code)

@@ -1,6 +1,7 @@
 """The configuration of a run: typed sections, checked on construction, read from Python files and JSON."""
 
 from qlora_jax.config.files import apply_overrides, from_dict, load_config, to_dict
+from qlora_jax.config.pieces import Pieces, VocabSlices
 from qlora_jax.config.schema import (
     SECTIONS,
     Config,
@@ -10,6 +11,7 @@ from qlora_jax.config.schema import (
     OptimSection,
     QuantSection,
     TrainSection,
+    may_change,
 )
 from qlora_jax.config.section import Section
 
@@ -20,11 +22,14 @@ __all__ = [
     "LoraSection",
     "ModelSection",
     "OptimSection",
+    "Pieces",
     "QuantSection",
     "Section",
     "TrainSection",
+    "VocabSlices",
     "apply_overrides",
     "from_dict",
     "load_config",
+    "may_change",
     "to_dict",
 ]

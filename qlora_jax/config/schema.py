@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+from qlora_jax.config.pieces import Pieces
 from qlora_jax.config.section import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
     AT_LEAST_ZERO,
     BELOW_ONE,
     FRACTION,
+    NOT_ZERO,
     NUMBER_OR_SHARE,
     SEED,
     UP_TO_ONE,
+    Resume,
     Section,
     option,
     refuse_bad_pattern,
@@ -25,13 +28,15 @@ class ModelSection(Section):
     PREFIX: ClassVar[str] = "config.model"
 
     path: str = option("", "folder with a Hugging Face model, or its name on the Hub")
-    weights: Literal["checkpoint", "random"] = option("checkpoint", "random needs no download")
-    max_position: int | None = option(None, "longest sequence, instead of the model's own", AT_LEAST_ONE)
-    dtype: Literal["bf16", "fp32", "fp16"] = option("bf16", "number format of the computation")
+    weights: Literal["checkpoint", "random"] = option("checkpoint", "random means untrained weights and no download")
+    max_position: int | None = option(None, "longest sequence allowed, in place of the model's own limit", AT_LEAST_ONE)
+    dtype: Literal["bf16", "fp32", "fp16"] = option("bf16", "dtype to compute in")
     embedding: Literal["device", "host"] = option(
-        "device", "host: an untied embedding that is frozen stays in host memory, and the rows of a step's tokens come"
+        "device", "host: keep a frozen, untied embedding in host memory and send only the rows of a step's tokens"
     )
-    kernels: Literal["auto", "pallas", "mosaic", "xla"] = option("auto", "how NF4 weights are computed with on a GPU")
+    kernels: Literal["auto", "pallas", "mosaic", "xla"] = option(
+        "auto", "kernels for NF4 weights on a GPU", resume="free"
+    )
     geometry: str = option("", "a config.json for weights=random; relative to the config file's folder")
 
 
@@ -41,22 +46,26 @@ class QuantSection(Section):
 
     PREFIX: ClassVar[str] = "config.quant"
 
-    double: bool = option(True, "quantize the block scales too (0.37 bit per weight less)")
-    lm_head: Literal["none", "nf4", "int8"] = option("none", "storage of the output layer, where it is untied")
-    embedding: Literal["none", "nf4", "int8"] = option("none", "storage of the token embedding, and of a tied head")
+    double: bool = option(True, "also quantize the block scales (saves 0.37 bit per weight)")
+    lm_head: Literal["none", "nf4", "int8"] = option("none", "format of the output layer, unless it is tied")
+    embedding: Literal["none", "nf4", "int8"] = option(
+        "none", "format of the token embedding, and of an output layer tied to it"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSection(Section):
     PREFIX: ClassVar[str] = "config.lora"
 
-    rank: int = option(16, "rank of the update", AT_LEAST_ONE)
-    alpha: float = option(16.0, "the update is scaled by alpha/rank (rslora: alpha/sqrt(rank))", ABOVE_ZERO)
-    dropout: float = option(0.0, "probability of dropping an input of the adapter", BELOW_ONE)
-    targets: str | tuple[str, ...] = option("all-linear", "all-linear, a,comma,list or a regular expression")
+    rank: int = option(16, "rank of the adapters", AT_LEAST_ONE)
+    alpha: float = option(16.0, "the update is scaled by alpha/rank (rslora: alpha/sqrt(rank))", NOT_ZERO)
+    dropout: float = option(0.0, "dropout probability on the adapters' input", BELOW_ONE)
+    targets: str | tuple[str, ...] = option(
+        "all-linear", "modules to adapt: all-linear, a,comma,list or a regular expression"
+    )
     variant: Literal["lora", "rslora"] = option("lora", "how the update is scaled")
-    rank_pattern: Mapping[str, int] = option({}, 'rank of single modules, {"pattern": rank}', AT_LEAST_ONE)
-    alpha_pattern: Mapping[str, float] = option({}, 'alpha of single modules, {"pattern": alpha}', ABOVE_ZERO)
+    rank_pattern: Mapping[str, int] = option({}, 'rank of matching modules, {"pattern": rank}', AT_LEAST_ONE)
+    alpha_pattern: Mapping[str, float] = option({}, 'alpha of matching modules, {"pattern": alpha}', NOT_ZERO)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,25 +83,36 @@ class DataSection(Section):
     PREFIX: ClassVar[str] = "config.data"
 
     train: str | tuple[dict, ...] = option(
-        "", 'training rows: a file, a folder, a pattern or a Hub dataset, or a list of [{"path", "weight", "split"}]'
+        "",
+        'training rows: a file, folder, pattern or Hub dataset, or a list [{"path", "weight", "split"}]',
+        resume="said",
     )
-    eval: str | float = option("", "evaluation rows: a file, …, or a fraction of train to hold out", FRACTION)
-    test: str = option("", "rows that compare.py measures the methods on, and nothing is chosen by: as eval")
-    split: str = option("train", "split of a folder or a Hub dataset to train on")
-    eval_split: str = option("", "split of a folder or a Hub dataset to evaluate on; empty is validation")
-    test_split: str = option("test", "split of a folder or a Hub dataset for data.test")
-    packing: bool = option(True, "put several documents into one sequence, kept apart in attention")
-    train_on: Literal["completions", "all"] = option("completions", "tokens that the loss counts")
-    long_rows: Literal["cut", "split", "drop"] = option("cut", "what becomes of rows longer than train.seq_len")
+    eval: str | float = option(
+        "", "evaluation rows: a file, …, or the fraction of train to hold out", FRACTION, resume="said"
+    )
+    test: str = option("", "rows that compare.py reports scores on and chooses nothing by: a file, …", resume="free")
+    split: str = option("train", "split to train on, of a folder or Hub dataset", resume="said")
+    eval_split: str = option("", "split to evaluate on, of a folder or Hub dataset; empty: validation", resume="free")
+    test_split: str = option("test", "split for data.test, of a folder or Hub dataset", resume="free")
+    packing: bool = option(
+        True, "pack several documents into one sequence; attention does not cross them", resume="said"
+    )
+    train_on: Literal["completions", "all"] = option("completions", "which tokens the loss counts", resume="said")
+    long_rows: Literal["cut", "split", "drop"] = option(
+        "cut", "what to do with rows longer than train.seq_len", resume="said"
+    )
     max_bad_rows: int | float | None = option(
         None,
-        "rows to leave out at most that cannot be learned from, or their share; none: 10, or 1 % if that is more",
+        "most unusable rows to skip, as a number or a share; none: 10, or 1 % if that is more",
         NUMBER_OR_SHARE,
+        resume="free",
     )
-    cache: bool = option(True, "keep the encoded rows on disk, so that the next start takes seconds")
-    chat_template: str = option("", "a Jinja file, or chatml, instead of the tokenizer's own")
-    exact_match: bool = option(False, "answer the evaluation rows at every evaluation and score whole answers")
-    samples: int = option(4, "rows answered before and after training, for the report", AT_LEAST_ZERO)
+    cache: bool = option(True, "cache the encoded rows on disk, for a faster next start", resume="free")
+    chat_template: str = option("", "a Jinja file, or chatml, in place of the tokenizer's template", resume="said")
+    exact_match: bool = option(
+        False, "at every evaluation, generate answers and count the exact matches", resume="said"
+    )
+    samples: int = option(4, "rows answered before and after training, for the report", AT_LEAST_ZERO, resume="free")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,49 +132,36 @@ def check_source(item: dict) -> None:
 class OptimSection(Section):
     PREFIX: ClassVar[str] = "config.optim"
 
-    learning_rate: float = option(2e-4, "peak learning rate", ABOVE_ZERO)
-    schedule: Literal["constant", "linear", "cosine"] = option("constant", "what follows the warm-up")
-    warmup_ratio: float = option(0.03, "fraction of the steps spent warming up", UP_TO_ONE)
-    weight_decay: float = option(0.0, "AdamW's decoupled weight decay", AT_LEAST_ZERO)
-    beta1: float = option(0.9, "Adam's decay of the mean", BELOW_ONE)
-    beta2: float = option(0.999, "Adam's decay of the squared mean", BELOW_ONE)
+    learning_rate: float = option(2e-4, "peak learning rate", ABOVE_ZERO, resume="said")
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "constant", "learning rate after the warm-up", resume="said"
+    )
+    warmup_ratio: float = option(0.03, "fraction of the steps used for warm-up", UP_TO_ONE, resume="said")
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay", AT_LEAST_ZERO, resume="said")
+    beta1: float = option(0.9, "Adam's decay rate of the first moment", BELOW_ONE)
+    beta2: float = option(0.999, "Adam's decay rate of the second moment", BELOW_ONE)
     eps: float = option(1e-8, "Adam's epsilon", ABOVE_ZERO)
-    clip: float = option(0.3, "largest norm of the gradient; 0 turns clipping off", AT_LEAST_ZERO)
-    moments: Literal["fp32", "bf16"] = option("fp32", "storage of Adam's first moment; the second stays wide")
-    gradients: Literal["fp32", "bf16"] = option("fp32", "storage of the adapters' summed gradient")
-    offload: Literal["none", "host"] = option("none", "host: Adam's moments wait there, a layer's at a time comes")
+    clip: float = option(0.3, "largest gradient norm; 0 turns clipping off", AT_LEAST_ZERO, resume="said")
+    moments: Literal["fp32", "bf16"] = option("fp32", "dtype of Adam's first moment; the second stays fp32")
+    gradients: Literal["fp32", "bf16"] = option("fp32", "dtype of the adapters' accumulated gradient")
+    offload: Literal["none", "host"] = option(
+        "none", "host: keep Adam's moments in host memory, moved one layer at a time", resume="free"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSection(Section):
-    """The length of the run is either `steps` or `epochs`; with neither it is one epoch."""
+class Length(Section):
+    """How much is trained on. The run ends after either `steps` or `epochs`; with neither it is one epoch."""
 
     PREFIX: ClassVar[str] = "config.train"
 
-    steps: int | None = option(None, "optimizer steps", AT_LEAST_ONE)
-    epochs: float | None = option(None, "passes over the training rows; 1 if steps is not given", ABOVE_ZERO)
-    batch_size: int = option(1, "sequences in one forward pass", AT_LEAST_ONE)
-    grad_accum: int = option(16, "forward passes per optimizer step", AT_LEAST_ONE)
-    seq_len: int = option(512, "tokens in a sequence", AT_LEAST_ONE)
-    remat: Literal["full", "none", "dots", "offload"] = option(
-        "full", "what the backward pass computes again; offload keeps the layers' inputs in host memory"
+    steps: int | None = option(None, "optimizer steps", AT_LEAST_ONE, resume="free")
+    epochs: float | None = option(
+        None, "passes over the training rows; 1 if steps is not given", ABOVE_ZERO, resume="free"
     )
-    mlp_chunk: int = option(0, "tokens of a sequence that go through an MLP at once; 0 is all", AT_LEAST_ZERO)
-    loss_chunk: int = option(256, "tokens whose logits exist at once", AT_LEAST_ONE)
-    vocab_chunk: int = option(0, "entries of the vocabulary whose logits exist at once; 0 is all", AT_LEAST_ZERO)
-    save_every: int = option(100, "steps between checkpoints", AT_LEAST_ONE)
-    eval_every: int = option(100, "steps between evaluations; 0 is only at the end", AT_LEAST_ZERO)
-    eval_rows: int = option(0, "evaluation rows to use; 0 is all", AT_LEAST_ZERO)
-    keep: int = option(3, "latest checkpoints to keep", AT_LEAST_ONE)
-    keep_best: bool = option(True, "also keep the checkpoint with the lowest eval_loss")
-    resume: Literal["auto", "none"] | int = option(
-        "auto", "step of the checkpoint to go on from; later ones are then deleted", AT_LEAST_ZERO
-    )
-    resume_with: Literal["same", "changed"] = option(
-        "same", "changed: go on with other rows, another template or learning rate, which changes.jsonl then says"
-    )
-    deterministic: bool = option(False, "the same bits on every GPU run, at some cost in speed")
-    log_every: int = option(1, "steps between logged rows", AT_LEAST_ONE)
+    batch_size: int = option(1, "sequences in one forward pass", AT_LEAST_ONE, resume="said")
+    grad_accum: int = option(16, "forward passes per optimizer step", AT_LEAST_ONE, resume="said")
+    seq_len: int = option(512, "tokens per sequence", AT_LEAST_ONE, resume="said")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,16 +175,42 @@ class TrainSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainSection(Pieces, Length):
+    """The training loop: its length, its pieces (the same object, seen as Pieces), and what it does beside steps."""
+
+    save_every: int = option(100, "steps between checkpoints", AT_LEAST_ONE, resume="free")
+    eval_every: int = option(100, "steps between evaluations; 0: only at the end", AT_LEAST_ZERO, resume="free")
+    eval_rows: int = option(0, "evaluation rows to use; 0: all", AT_LEAST_ZERO, resume="free")
+    keep: int = option(3, "how many latest checkpoints to keep", AT_LEAST_ONE, resume="free")
+    keep_best: bool = option(True, "also keep the checkpoint with the lowest eval_loss", resume="free")
+    resume: Literal["auto", "none"] | int = option(
+        "auto",
+        "step of the checkpoint to continue from; later ones are deleted",
+        AT_LEAST_ZERO,
+        resume="free",
+    )
+    resume_with: Literal["same", "changed"] = option(
+        "same",
+        "changed: continue with other rows, template or learning rate; changes.jsonl records it",
+        resume="free",
+    )
+    deterministic: bool = option(False, "the same bits on every GPU run, at some cost in speed")
+    log_every: int = option(1, "steps between logged rows", AT_LEAST_ONE, resume="free")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(Section):
     """Everything a run depends on; saved, resolved, as config.json in the run folder."""
 
-    method: Literal["qlora", "lora", "full"] = option("qlora", "adapters on a 4-bit or 16-bit base, or none")
-    seed: int = option(0, "seeds the adapters, the dropout and the order of the data", SEED)
-    output_dir: str = option("", "the run folder")
+    method: Literal["qlora", "lora", "full"] = option(
+        "qlora", "train adapters on a 4-bit base (qlora), on a 16-bit base (lora), or all weights (full)"
+    )
+    seed: int = option(0, "seed of the adapters, the dropout and the data order", SEED)
+    output_dir: str = option("", "the run folder", resume="free")
     model: ModelSection = option(ModelSection(), "the base model")
     quant: QuantSection = option(QuantSection(), "how the base is stored")
     lora: LoraSection = option(LoraSection(), "the adapters")
-    data: DataSection = option(DataSection(), "what is learned from")
+    data: DataSection = option(DataSection(), "the rows")
     optim: OptimSection = option(OptimSection(), "AdamW and its schedule")
     train: TrainSection = option(TrainSection(), "the training loop")
 
@@ -199,3 +232,14 @@ class Config(Section):
 SECTIONS: Mapping[str, type[Section]] = {
     item.name: item.type for item in fields(Config) if isinstance(item.type, type) and issubclass(item.type, Section)
 }
+
+
+def may_change(kind: Resume) -> frozenset[str]:
+    """The fields with this rule, as `train.steps`."""
+    places: dict[str, type[Section]] = {"": Config, **{f"{name}.": section for name, section in SECTIONS.items()}}
+    return frozenset(
+        prefix + item.name
+        for prefix, section in places.items()
+        for item in fields(section)
+        if item.metadata["resume"] == kind
+    )

@@ -4,11 +4,12 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from qlora_jax.config.values import Rule, convert, describe
 
 ABOVE_ZERO = Rule("above 0", lambda value: value > 0)
+NOT_ZERO = Rule("other than 0", lambda value: value != 0)
 AT_LEAST_ZERO = Rule("of at least 0", lambda value: value >= 0)
 AT_LEAST_ONE = Rule("of at least 1", lambda value: value >= 1)
 BELOW_ONE = Rule("from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
@@ -18,9 +19,14 @@ NUMBER_OR_SHARE = Rule("of at least 0, or a share below 1", lambda value: value 
 SEED = Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 
 
-def option(default: Any, help: str, rule: Rule | None = None) -> Any:
-    """A dataclass field with its one-line description and, for numbers, the range they must lie in."""
-    metadata = {"help": help, "rule": rule}
+# Whether a field may differ when a run goes on: free, where it changes how long, how fast or how a run is watched, and
+# not what is learned; said, where train.resume_with=changed says so: another curriculum for the same weights.
+Resume = Literal["free", "said", "fixed"]
+
+
+def option(default: Any, help: str, rule: Rule | None = None, *, resume: Resume = "fixed") -> Any:
+    """A dataclass field with its one-line description, for numbers the range they must lie in, and its Resume."""
+    metadata = {"help": help, "rule": rule, "resume": resume}
     if isinstance(default, dict) or is_dataclass(default):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -7,7 +7,7 @@ from qlora_jax.data.documents import Documents
 from qlora_jax.data.encoding import encode_rows
 from qlora_jax.data.formats import Chat, Completion, Text, to_example
 from qlora_jax.data.packing import pack
-from qlora_jax.data.pipeline import Batch, Batches, eval_batches, make_batches
+from qlora_jax.data.pipeline import ARRAYS, Batch, Batches, eval_batches
 from qlora_jax.data.row import Row
 from qlora_jax.data.sources import load_rows
 from qlora_jax.data.split import split_rows
@@ -15,6 +15,7 @@ from qlora_jax.data.template import Encoded, encode
 from qlora_jax.data.tokenizer import limit_vocabulary, load_tokenizer, pad_id
 
 __all__ = [
+    "ARRAYS",
     "Batch",
     "Batches",
     "Chat",
@@ -30,7 +31,6 @@ __all__ = [
     "load_chat_template",
     "load_rows",
     "load_tokenizer",
-    "make_batches",
     "pack",
     "pad_id",
     "split_rows",

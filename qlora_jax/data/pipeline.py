@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,26 +11,24 @@ from qlora_jax.data.mixture import Share, draw
 from qlora_jax.data.packing import pack
 from qlora_jax.data.template import Encoded
 
-
-class Batch(NamedTuple):
-    """One optimizer step's data `[A, B, T]`: A microbatches (gradient accumulation), B rows, T tokens.
-
-    tokens: int32. segment_ids: int32, 1, 2, … per document of a row, 0 for padding. positions: int32, from 0
-    in each document. scored: bool, True where the token is a label, predicted from those before it.
-    """
-
-    tokens: NDArray[np.int32]
-    segment_ids: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    scored: NDArray[np.bool_]
+# One optimizer step's data by name, `[A, B, T]` each: A microbatches (gradient accumulation), B rows, T tokens.
+Batch = dict[str, NDArray]
+# tokens: ids. segment_ids: 1, 2, … per document of a row, 0 for padding. positions: from 0 in each document.
+# scored: True where the token is a label, predicted from those before it.
+ARRAYS = {"tokens": np.int32, "segment_ids": np.int32, "positions": np.int32, "scored": np.bool_}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batches:
-    """Training batches: `len()` is the steps per epoch, `at(step)` a step's batch. Built by `make_batches`.
+    """Training batches: `len()` is the steps per epoch, `at(step)` a step's batch.
 
     Every epoch is reshuffled by (seed, epoch) and shows every document at least once, or of each source its share (see
-    `mixture.draw`); the last batch of an epoch is filled up from that epoch's first rows.
+    `mixture.draw`); the last batch of an epoch is filled up from that epoch's first rows. Packing puts several
+    documents in a row (see `pack`); without it each row is one document, padded. A dataset smaller than a batch is
+    repeated cyclically, so that every batch has full size. `shares` weighs sources.
+
+    Raises:
+        ValueError: no documents, one longer than `seq_len`, a size below 1, or a negative seed.
     """
 
     encoded: Sequence[Encoded]
@@ -47,6 +44,9 @@ class Batches:
     _plans: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check(self.encoded, seq_len=self.seq_len, batch_size=self.batch_size, grad_accum=self.grad_accum)
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or more")
         # Where sources are drawn from by weight, other epochs may need a row more or less: it is left out or repeated.
         object.__setattr__(self, "rows", len(self._plan(0)))
 
@@ -61,7 +61,8 @@ class Batches:
         plan, size = self._plan(epoch), self.batch_size * self.grad_accum
         rows = [plan[i % len(plan)] for i in range(index * size, (index + 1) * size)]
         flat = _assemble([[self.encoded[i] for i in row] for row in rows], self.seq_len, self.pad_id)
-        return Batch._make(array.reshape(self.grad_accum, self.batch_size, self.seq_len) for array in flat)
+        shape = (self.grad_accum, self.batch_size, self.seq_len)
+        return {name: array.reshape(shape) for name, array in flat.items()}
 
     def _plan(self, epoch: int) -> list[list[int]]:
         """The document indices of each row, in the epoch's order."""
@@ -71,40 +72,6 @@ class Batches:
             self._plans.clear()
             self._plans[epoch] = plan
         return plan
-
-
-def make_batches(
-    encoded: Sequence[Encoded],
-    *,
-    seq_len: int,
-    batch_size: int,
-    grad_accum: int,
-    packing: bool,
-    seed: int,
-    pad_id: int,
-    shares: Sequence[Share] = (),
-) -> Batches:
-    """Training batches of `grad_accum` microbatches of `batch_size` rows of `seq_len` tokens.
-
-    Packing puts several documents in a row (see `pack`); without it each row is one document, padded. A
-    dataset smaller than a batch is repeated cyclically, so that every batch has full size. `shares` weighs sources.
-
-    Raises:
-        ValueError: no documents, one longer than `seq_len`, or a size below 1.
-    """
-    _check(encoded, seq_len=seq_len, batch_size=batch_size, grad_accum=grad_accum)
-    if seed < 0:
-        raise ValueError(f"{seed=} must be 0 or more")
-    return Batches(
-        encoded=encoded,
-        seq_len=seq_len,
-        batch_size=batch_size,
-        grad_accum=grad_accum,
-        packing=packing,
-        seed=seed,
-        pad_id=pad_id,
-        shares=shares,
-    )
 
 
 def eval_batches(encoded: Sequence[Encoded], *, seq_len: int, batch_size: int, pad_id: int) -> Iterator[Batch]:
@@ -122,7 +89,8 @@ def eval_batches(encoded: Sequence[Encoded], *, seq_len: int, batch_size: int, p
 
 def _eval_batch(documents: Sequence[Encoded], seq_len: int, batch_size: int, pad_id: int) -> Batch:
     empty: list[list[Encoded]] = [[]] * (batch_size - len(documents))
-    return Batch._make(array[None] for array in _assemble([[d] for d in documents] + empty, seq_len, pad_id))
+    flat = _assemble([[d] for d in documents] + empty, seq_len, pad_id)
+    return {name: array[None] for name, array in flat.items()}
 
 
 def _epoch_plan(batches: Batches, epoch: int) -> list[list[int]]:
@@ -138,17 +106,16 @@ def _epoch_plan(batches: Batches, epoch: int) -> list[list[int]]:
 
 def _assemble(rows: Sequence[Sequence[Encoded]], seq_len: int, pad_id: int) -> Batch:
     """The rows' documents laid end to end, padded: arrays `[rows, T]`."""
-    shape = (len(rows), seq_len)
-    tokens, scored = np.full(shape, pad_id, np.int32), np.zeros(shape, np.bool_)
-    segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    flat: Batch = {name: np.zeros((len(rows), seq_len), dtype) for name, dtype in ARRAYS.items()}
+    flat["tokens"][:] = pad_id
     for r, documents in enumerate(rows):
         start = 0
         for segment, document in enumerate(documents, start=1):
             here = np.s_[r, start : start + len(document.ids)]
-            tokens[here], scored[here] = document.ids, document.scored
-            segments[here], positions[here] = segment, np.arange(len(document.ids))
+            flat["tokens"][here], flat["scored"][here] = document.ids, document.scored
+            flat["segment_ids"][here], flat["positions"][here] = segment, np.arange(len(document.ids))
             start += len(document.ids)
-    return Batch(tokens, segments, positions, scored)
+    return flat
 
 
 def _check(encoded: Sequence[Encoded], *, seq_len: int, batch_size: int, grad_accum: int) -> None:

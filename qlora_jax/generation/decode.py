@@ -1,5 +1,6 @@
 """Generation: one jitted function that reads the prompts and then draws token after token on the device."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,15 @@ from qlora_jax.models.decoder import Decoder
 SMALLEST_BUCKET = 32
 GREEDY = Sampling()
 NEVER = -1  # no token's id
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What a program is compiled for beside its shapes: how tokens are drawn, how many, and which end a text."""
+
+    sampling: Sampling
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
 
 
 class Generator:
@@ -62,9 +72,11 @@ class Generator:
             counts,
             jax.random.key(seed),
             jnp.asarray(limits, jnp.int32),
-            max_new_tokens=max_new_tokens if isinstance(max_new_tokens, int) else bucket(max(limits)),
-            sampling=sampling,
-            stop_ids=self.stop_ids,
+            how=Drawing(
+                sampling=sampling,
+                max_new_tokens=max_new_tokens if isinstance(max_new_tokens, int) else bucket(max(limits)),
+                stop_ids=self.stop_ids,
+            ),
         )
         return [self._until_stop(row[:limit]) for row, limit in zip(np.asarray(new).tolist(), limits, strict=True)]
 
@@ -90,7 +102,7 @@ def bucket(length: int) -> int:
     return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "sampling", "stop_ids"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "how"))
 def _generate(
     graphdef,
     state,
@@ -98,16 +110,13 @@ def _generate(
     counts,
     key,
     limits: Int[Array, " B"],
-    *,
-    max_new_tokens: int,
-    sampling,
-    stop_ids,
+    how: Drawing,
 ) -> Int[Array, "B new"]:
     model: Decoder = nnx.merge(graphdef, *state)
-    stops = jnp.array(stop_ids or (NEVER,), jnp.int32)
+    max_new_tokens, stops = how.max_new_tokens, jnp.array(how.stop_ids or (NEVER,), jnp.int32)
 
     def draw(hidden: Float[Array, "B D"], index):
-        return sample(model.logits(hidden), jax.random.fold_in(key, index), sampling)
+        return sample(model.logits(hidden), jax.random.fold_in(key, index), how.sampling)
 
     def running(carry):
         _, _, done, index = carry
@@ -120,9 +129,9 @@ def _generate(
         out = out.at[:, index].set(jnp.where(done, out[:, index], token))
         return cache, out, done | jnp.isin(token, stops) | (index + 1 >= limits), index + 1
 
-    slots = tokens.shape[1] + max_new_tokens
+    places = tokens.shape[1] + max_new_tokens
     dtype = model.embed_tokens.weight.get_value().dtype
-    hidden, cache = model.step(tokens, empty_cache(model.config, tokens.shape[0], slots, dtype), counts)
+    hidden, cache = model.step(tokens, empty_cache(model.config, tokens.shape[0], places, dtype), counts)
     first = draw(hidden[jnp.arange(tokens.shape[0]), counts - 1], 0)
     # Rows that have ended stay filled with a stop token.
     out = jnp.full((tokens.shape[0], max_new_tokens), stops[0], jnp.int32).at[:, 0].set(first)

@@ -1,4 +1,4 @@
-"""NF4 weights as bitsandbytes stores them in safetensors files."""
+"""NF4 weights as bitsandbytes stores them in safetensors files: one of packed.READERS, see there."""
 
 import json
 from typing import Any
@@ -7,28 +7,27 @@ import numpy as np
 
 from qlora_jax.io.json_object import parse_object
 from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.quant.formats import NF4
 from qlora_jax.quant.nf4 import CODEBOOKS, NF4Tensor
-from qlora_jax.quant.nf4.tensor import BLOCK, NESTED_BLOCK, packed_shapes
+from qlora_jax.quant.nf4.layout import BLOCK, NESTED_BLOCK
+from qlora_jax.quant.nf4.tensor import packed_shapes
 
 STATE = "quant_state.bitsandbytes__"
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def is_nf4(tensors: TensorFolder, name: str) -> bool:
+def holds(tensors: TensorFolder, name: str) -> bool:
     """Whether bitsandbytes packed the weight `name` in 4 bits."""
     return any(f"{name}.{STATE}{kind}" in tensors for kind in ("nf4", "fp4"))
 
 
-def nf4_form(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> tuple[bool, str]:
-    """(whether double quantization was used, the dtype that is dequantized to), from the JSON beside a packed weight.
-
-    Raises as `read_nf4` does.
-    """
+def form(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> tuple[NF4, str]:
+    """(how a weight is packed, the dtype that it is dequantized to), from the JSON beside it; raises as `read` does."""
     state = _state(tensors, name, shape)
-    return "nested_offset" in state, state["dtype"]
+    return NF4(double="nested_offset" in state), state["dtype"]
 
 
-def packed_from(tensors: TensorFolder, name: str) -> tuple[str, tuple[int, ...]]:
+def origin(tensors: TensorFolder, name: str) -> tuple[str, tuple[int, ...]]:
     """The dtype and shape that a packed weight had; what they are is checked where the weight is read."""
     kind = next(kind for kind in ("nf4", "fp4") if f"{name}.{STATE}{kind}" in tensors)
     state = _json(tensors, f"{name}.{STATE}{kind}")
@@ -39,7 +38,7 @@ def packed_from(tensors: TensorFolder, name: str) -> tuple[str, tuple[int, ...]]
 
 
 def quantization_config(*, double: bool, dtype: str) -> dict[str, Any]:
-    """What config.json says of weights that `write_nf4` packed; `dtype` is that of the arithmetic."""
+    """What config.json says of weights that `write` packed; `dtype` is that of the arithmetic."""
     return {
         "_load_in_4bit": True,
         "_load_in_8bit": False,
@@ -57,7 +56,7 @@ def quantization_config(*, double: bool, dtype: str) -> dict[str, Any]:
     }
 
 
-def read_nf4(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> NF4Tensor:
+def read(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> NF4Tensor:
     """One packed weight, with the maps and the offset that the file holds.
 
     Args:
@@ -81,7 +80,7 @@ def read_nf4(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> NF4Ten
     return NF4Tensor.create(_codes(tensors, name, expected.codes), *scales, shape=shape, dtype=state["dtype"])
 
 
-def write_nf4(name: str, tensor: NF4Tensor) -> dict[str, np.ndarray]:
+def write(name: str, tensor: NF4Tensor) -> dict[str, np.ndarray]:
     """The tensors that bitsandbytes reads one packed (not stacked) weight `name` from."""
     state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK}
     state |= {"dtype": tensor.dtype, "shape": list(tensor.shape)}

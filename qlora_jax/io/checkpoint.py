@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import orbax.checkpoint as ocp
 
 # What Orbax writes beside the arrays: indexes, shardings, metadata.
 OVERHEAD = 500_000
+# Earlier versions kept an optimizer that was masked over (trained, frozen), so that its state lay inside of Optax' own,
+# and each moment was the first of two trees.
+MASKED = ".inner_states[True].inner_state"
 
 
 class Checkpoints:
@@ -97,9 +101,20 @@ class Checkpoints:
 
     def restore(self, step: int, **trees: Any) -> dict[str, Any]:
         """The named items ("adapters", "optimizer") of a step, in the structure and dtypes of those given."""
-        items = {name: ocp.args.StandardRestore(_leaves(tree)) for name, tree in trees.items()}
+        names = {item: self._stored_names(step, item) for item in trees}
+        items = {
+            item: ocp.args.StandardRestore({names[item].get(path, path): leaf for path, leaf in _leaves(tree).items()})
+            for item, tree in trees.items()
+        }
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return {name: _like(tree, restored[name]) for name, tree in trees.items()}
+        return {item: _like(tree, restored[item], names[item]) for item, tree in trees.items()}
+
+    def _stored_names(self, step: int, item: str) -> dict[str, str]:
+        """Under which name each leaf of an item was stored, by the path that it has today."""
+        handler = ocp.StandardCheckpointHandler()
+        stored = list(handler.metadata(self._folder.absolute() / str(step) / item).tree)
+        handler.close()
+        return {_path_today(name): name for name in stored}
 
     @staticmethod
     def steps_in(folder: Path) -> list[int]:
@@ -126,5 +141,11 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _like(tree: Any, leaves: dict[str, Any]) -> Any:
-    return jax.tree.map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], tree)
+def _path_today(stored: str) -> str:
+    if not stored.startswith(MASKED):
+        return stored
+    return re.sub(r"(\.[mn]u)\[0\]", r"\1", stored.removeprefix(MASKED), count=1)
+
+
+def _like(tree: Any, leaves: dict[str, Any], names: dict[str, str]) -> Any:
+    return jax.tree.map_with_path(lambda path, _: leaves[names[jax.tree_util.keystr(path)]], tree)

@@ -8,31 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qlora_jax.io.bitsandbytes import is_nf4, nf4_form, quantization_config, read_nf4, write_nf4
-from qlora_jax.io.build import Quantization, check_storage
+from qlora_jax.config import QuantSection
+from qlora_jax.io import bitsandbytes
 from qlora_jax.io.chat_template import Templates
 from qlora_jax.io.companions import write_companions
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import FLOATS, open_folder
 from qlora_jax.io.identity import BaseIdentity, record_source
 from qlora_jax.io.model_card import model_card
+from qlora_jax.io.packed import Reader, reader_of
 from qlora_jax.io.peft import Adapter, check_base, check_fits
 from qlora_jax.io.safetensors import DTYPES, TensorFolder
 from qlora_jax.io.shards import SHARD_BYTES, write_shards
 from qlora_jax.io.tied import EMBEDDING, HEAD
 from qlora_jax.lora import Target
-from qlora_jax.lora.merge import merged
+from qlora_jax.lora.kinds import KINDS
 from qlora_jax.lora.targets import OUTPUT_LAYER
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.table import STACK, Spec, hf_name, parameter_specs
-from qlora_jax.quant import int8, nf4
-from qlora_jax.quant.int8 import Int8Tensor
-from qlora_jax.quant.nf4 import NF4Tensor
-from qlora_jax.quant.nf4.tensor import packed_shapes
+from qlora_jax.models.storing import check_storage, format_of
+from qlora_jax.models.table import Tensor, checkpoint, joined
+from qlora_jax.quant.formats import NF4
+from qlora_jax.quant.packed import dequantized
+from qlora_jax.quant.rules import Rules, packed
 
+DEFAULT = packed(QuantSection())
 MERGES = {
     "original": "added to the original weights",
     "dequantized": "added to the weights after NF4 quantization and back, which are those it was trained on",
@@ -41,18 +44,26 @@ MERGES = {
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of the base.
+    """One tensor of the base folder.
 
     Attributes:
-      path: where it is in our model.
+      parts: the arrays of our model that it holds, more than one where it fuses several.
       dtype: of its values; of what it is dequantized to where the folder holds it packed.
     """
 
     name: str
-    path: str
-    spec: Spec
+    parts: list[Tensor]
     dtype: str
-    packed: bool
+    reader: Reader | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parts[0].whole
+
+    @property
+    def projection(self) -> bool:
+        """Whether it is of decoder projections."""
+        return self.parts[0].param.projection
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Base:
     @functools.cached_property
     def packed(self) -> str | None:
         """The name of a projection that the folder holds in 4 bits; the others stay as they are then."""
-        return next((w.name for w in self.weights if w.packed and w.spec.projection), None)
+        return next((w.name for w in self.weights if w.reader and w.projection), None)
 
 
 def export_merged(
@@ -78,7 +89,7 @@ def export_merged(
     out: str | Path,
     *,
     into: str = "original",
-    quantization: Quantization = Quantization(),  # noqa: B008 (frozen)
+    rules: Rules = DEFAULT,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -89,8 +100,8 @@ def export_merged(
     Args:
       into: which W: "original", the folder's weights; or "dequantized", those that QLoRA training saw: every
         decoder projection, adapted or not, quantized to NF4 and back (or as a 4-bit folder holds it), and the
-        embedding and output layer as `quantization` stores them.
-      quantization: how training quantized; for "dequantized".
+        embedding and output layer as `rules` store them.
+      rules: how training stored the base; for "dequantized".
       dtype: of everything written; each tensor's own where None. "dequantized" casts before it quantizes, as
         loading for training does.
 
@@ -106,14 +117,14 @@ def export_merged(
             f"{base.folder} holds {base.packed!r} in 4 bits, not its original: give the folder of the original weights "
             f"(--model), or merge into 'dequantized' (--merge-into)"
         )
-    used = quantization if into == "dequantized" else None
+    used = rules if into == "dequantized" else None
     if used:
         check_storage(base.config, used, host_embedding=False)
 
     def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
         return {weight.name: _merged(base, weight, value, used, dtype or weight.dtype)}
 
-    needed = sum(math.prod(w.spec.shape) * jnp.dtype(dtype or w.dtype).itemsize for w in base.weights)
+    needed = sum(math.prod(w.shape) * jnp.dtype(dtype or w.dtype).itemsize for w in base.weights)
     card = model_card("Merged model", _base_id(base), f"A LoRA adapter is {MERGES[into]}.")
     written = dtype or _dtype(base)
     with new_folder(out, needed=needed) as partial:
@@ -150,15 +161,15 @@ def export_bnb4(
     if base.packed:
         raise ValueError(f"{base.folder} holds 4-bit weights already: give the folder of the original weights")
 
-    dtype = _dtype(base)
+    dtype, packing = _dtype(base), NF4(double)
 
     def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
-        value = _merged(base, weight, value, None, weight.dtype if weight.spec.projection else dtype)
-        if not weight.spec.projection:
+        value = _merged(base, weight, value, None, weight.dtype if weight.projection else dtype)
+        if not weight.projection:
             return {weight.name: value}
-        return write_nf4(weight.name, nf4.quantize(jnp.asarray(value), double=double))
+        return bitsandbytes.write(weight.name, packing.quantize(jnp.asarray(value)))
 
-    needed = sum(_packed_bytes(w, double, dtype) for w in base.weights)
+    needed = sum(_packed_bytes(w, packing, dtype) for w in base.weights)
     text = f"Its linear layers are in NF4{' with double quantization' if double else ''} for bitsandbytes."
     if adapter:
         text += f" A LoRA adapter was {MERGES['original']} before they were quantized."
@@ -167,9 +178,9 @@ def export_bnb4(
         if adapter is None:
             record_source(partial, identity)
         card = model_card("4-bit model", _base_id(base), text, tags=("bitsandbytes", "4-bit"))
-        packing = quantization_config(double=double, dtype=dtype)
+        settings = bitsandbytes.quantization_config(double=double, dtype=dtype)
         template, tied = _chat_template(base), base.config.tie_embeddings
-        write_companions(base.folder, partial, dtype=dtype, tied=tied, quantization=packing, chat_template=template)
+        write_companions(base.folder, partial, dtype=dtype, tied=tied, quantization=settings, chat_template=template)
         (partial / "README.md").write_text(card)
 
 
@@ -180,23 +191,20 @@ def _open(folder: Path, adapter: Adapter | None) -> Base:
         if OUTPUT_LAYER in adapter.weights and config.tie_embeddings:
             config = dataclasses.replace(config, tie_embeddings=False)
             tensors.copy(EMBEDDING, HEAD)
-    weights = [
-        _weight(tensors, hf_name(path, layer), path, spec)
-        for path, spec in parameter_specs(config).items()
-        for layer in range(config.num_layers if path.startswith(STACK) else 1)
-    ]
+    weights = [_weight(tensors, name, parts) for name, parts in checkpoint(config).items()]
     weights.sort(key=lambda w: (tensors.file(w.name), w.name))
     return Base(folder, config, tensors, weights, adapter, adapter.targets if adapter else {})
 
 
-def _weight(tensors: TensorFolder, name: str, path: str, spec: Spec) -> Weight:
-    if is_nf4(tensors, name):
-        return Weight(name, path, spec, nf4_form(tensors, name, spec.shape)[1], True)
+def _weight(tensors: TensorFolder, name: str, parts: list[Tensor]) -> Weight:
+    expected, reader = parts[0].whole, reader_of(tensors, name)
+    if reader is not None:
+        return Weight(name, parts, reader.form(tensors, name, expected)[1], reader)
     dtype, shape = tensors.dtype(name), tensors.shape(name)
-    if dtype not in FLOATS or shape != spec.shape:
-        raise ValueError(f"{tensors.file(name)}: {name!r} is {dtype} {shape}, expected {'/'.join(FLOATS)} {spec.shape}")
+    if dtype not in FLOATS or shape != expected:
+        raise ValueError(f"{tensors.file(name)}: {name!r} is {dtype} {shape}, expected {'/'.join(FLOATS)} {expected}")
     # Nothing is computed in 64 bits, so nothing is written in them.
-    return Weight(name, path, spec, "float32" if dtype == "F64" else str(np.dtype(DTYPES[dtype])), False)
+    return Weight(name, parts, "float32" if dtype == "F64" else str(np.dtype(DTYPES[dtype])), None)
 
 
 def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str:
@@ -206,7 +214,7 @@ def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for weight in base.weights:
             raw = identity.read(weight.name)
-            value = read_nf4(base.tensors, weight.name, weight.spec.shape) if weight.packed else raw
+            value = weight.reader.read(base.tensors, weight.name, weight.shape) if weight.reader else raw
             yield from convert(weight, value).items()
 
     write_shards(folder, tensors(), shard_bytes)
@@ -216,32 +224,39 @@ def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str
     return identity.hexdigest()
 
 
-def _merged(base: Base, weight: Weight, value: Any, quantization: Quantization | None, dtype: str) -> np.ndarray:
-    """The weight to write, in `dtype`, from what the folder holds."""
-    kept = weight.spec.projection and base.packed is not None
-    if quantization and not weight.packed and not kept:
-        value = quantization.apply(weight.path, weight.spec, jnp.asarray(value.astype(dtype)))
-    if isinstance(value, NF4Tensor):
-        value = nf4.dequantize(value)
-    if isinstance(value, Int8Tensor):
-        value = int8.dequantize(value)
-    value = np.asarray(value)
-    module = weight.name.removesuffix(".weight")
-    if base.adapter and module in base.targets:
-        A, B = base.adapter.weights[module]
-        value = merged(value.astype(np.float32), A, B, base.targets[module].scale)
-    return value.astype(dtype)
+def _merged(base: Base, weight: Weight, value: Any, rules: Rules | None, dtype: str) -> np.ndarray:
+    """The weight to write, in `dtype`, from what the folder holds; with `rules` as it is once stored so."""
+    kept = weight.reader is not None or (weight.projection and base.packed is not None)
+    whole = dequantized(value)
+    parts = [np.asarray(tensor.part_of(whole)) for tensor in weight.parts]
+    if rules is not None and not kept:
+        parts = [_as_stored(part, tensor, rules, dtype) for part, tensor in zip(parts, weight.parts, strict=True)]
+    pairs = zip(parts, weight.parts, strict=True)
+    return joined(weight.parts, [_with_adapter(base, tensor, part).astype(dtype) for part, tensor in pairs])
 
 
-def _packed_bytes(weight: Weight, double: bool, dtype: str) -> int:
-    if weight.spec.projection:
-        return packed_shapes(weight.spec.shape, weight.dtype, double=double).nbytes
-    return math.prod(weight.spec.shape) * jnp.dtype(dtype).itemsize
+def _as_stored(value: np.ndarray, tensor: Tensor, rules: Rules, dtype: str) -> np.ndarray:
+    """What is left of a weight that was stored from `dtype`."""
+    return np.asarray(dequantized(format_of(tensor.param, rules).quantize(jnp.asarray(value.astype(dtype)))))
+
+
+def _with_adapter(base: Base, tensor: Tensor, value: np.ndarray) -> np.ndarray:
+    target = base.targets.get(tensor.module) if tensor.param.matrix else None
+    if base.adapter is None or target is None:
+        return value
+    kind = KINDS[base.adapter.lora.variant].adapter
+    return kind.merge(value.astype(np.float32), base.adapter.weights[tensor.module], target.scale)
+
+
+def _packed_bytes(weight: Weight, packing: NF4, dtype: str) -> int:
+    if weight.projection:
+        return packing.shapes(jax.ShapeDtypeStruct(weight.shape, jnp.dtype(weight.dtype))).nbytes
+    return math.prod(weight.shape) * jnp.dtype(dtype).itemsize
 
 
 def _dtype(base: Base) -> str:
     """The dtype that config.json names: that of the projections."""
-    return next(w.dtype for w in base.weights if w.spec.projection)
+    return next(w.dtype for w in base.weights if w.projection)
 
 
 def _chat_template(base: Base) -> Templates | None:

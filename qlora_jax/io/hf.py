@@ -14,19 +14,20 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from qlora_jax.io.bitsandbytes import is_nf4, read_nf4
-from qlora_jax.io.build import Quantization, build_model, random_read
+from qlora_jax.io.build import build_model, random_read
 from qlora_jax.io.foreign import ORIGINAL, quantized_names
 from qlora_jax.io.identity import BaseIdentity
 from qlora_jax.io.model_config import read_config
+from qlora_jax.io.packed import reader_of
 from qlora_jax.io.packing import all_packed, folder_forms, report_kept
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.tied import read_head_as_embedding
-from qlora_jax.models.blocks.layers import Frozen
+from qlora_jax.models.blocks.linear import Frozen
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.table import Spec, hf_name, parameter_specs
-from qlora_jax.quant.nf4 import dequantize
+from qlora_jax.models.table import Tensor, checkpoint
+from qlora_jax.quant.packed import dequantized
+from qlora_jax.quant.rules import AS_HELD, Rules
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -50,8 +51,7 @@ def load_model(
     folder: Path,
     *,
     dtype: str,
-    quant: str,
-    quantization: Quantization | None = None,
+    rules: Rules = AS_HELD,
     kind: type[nnx.Variable] = Frozen,
     host_embedding: bool = False,
 ) -> LoadedModel:
@@ -60,47 +60,35 @@ def load_model(
     Args:
       folder: holds config.json and safetensors files.
       dtype: "bfloat16", "float16" or "float32".
-      quant: "nf4" packs every projection (or keeps it packed), "none" unpacks, "auto" keeps what the folder holds;
-        "qlora", for training, packs every projection unless the folder packs some: then it keeps the others.
-      quantization: how to pack; the default Quantization() where None.
+      rules: how the weights are stored, and what becomes of those that the folder holds packed.
       kind: Flax variable type of the weights.
-      host_embedding: leaves the embedding in host memory (models/host_table.py).
+      host_embedding: leaves the embedding in host memory (quant/host_table.py).
 
     Raises:
       FileNotFoundError, ValueError, NotImplementedError: with the name of what is missing, wrong or unsupported.
     """
     config, tensors = open_folder(folder)
     identity = BaseIdentity(tensors)
-
-    def read(name: str, spec: Spec) -> Any:
-        return _read(tensors, name, spec, identity, unpack=quant == "none")
-
-    forms = {} if quant == "none" else folder_forms(config, tensors)
-    report_kept(folder, forms, packed=quant == "nf4")
+    forms = {} if rules.held == "unpacked" else folder_forms(config, tensors)
+    report_kept(folder, config, forms, packed=rules.held == "completed")
     model = build_model(
         config,
-        read,
+        lambda tensor: _read(tensors, tensor, identity, unpack=rules.held == "unpacked"),
         dtype=dtype,
-        quantization=(quantization or Quantization()) if quant in ("nf4", "qlora") else None,
+        rules=rules,
         kind=kind,
         host_embedding=host_embedding,
-        forms=all_packed(forms) if quant == "nf4" else forms,
+        forms=all_packed(forms) if rules.held == "completed" else forms,
     )
     return LoadedModel(model, identity.hexdigest(), folder)
 
 
 def random_model(
-    config: ModelConfig, seed: int, *, dtype: str, quantization: Quantization | None, kind=Frozen, host_embedding=False
+    config: ModelConfig, seed: int, *, dtype: str, rules: Rules = AS_HELD, kind=Frozen, host_embedding=False
 ) -> LoadedModel:
     """A decoder with random weights, for benchmarks and for training from scratch."""
-    model = build_model(
-        config,
-        random_read(config, seed),
-        dtype=dtype,
-        quantization=quantization,
-        kind=kind,
-        host_embedding=host_embedding,
-    )
+    read = random_read(config, seed)
+    model = build_model(config, read, dtype=dtype, rules=rules, kind=kind, host_embedding=host_embedding)
     return LoadedModel(model, f"random-{seed}", None)
 
 
@@ -144,10 +132,7 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorFolder]:
 
 def check_names(config: ModelConfig, tensors: TensorFolder) -> None:
     """Refuses a checkpoint that lacks a parameter or holds one that the decoder would ignore."""
-    wanted = set()
-    for path in parameter_specs(config):
-        stacked = path.startswith("layers.")
-        wanted |= {hf_name(path, layer) for layer in range(config.num_layers if stacked else 1)}
+    wanted = set(checkpoint(config))
     foreign = quantized_names(tensors.names)
     if foreign:
         raise NotImplementedError(f"{tensors.folder} is quantized with {foreign}, which is not read: {ORIGINAL}")
@@ -172,14 +157,16 @@ def _harmless(name: str, config: ModelConfig, wanted: set[str]) -> bool:
     return tied or scales or name.endswith("rotary_emb.inv_freq")
 
 
-def _read(tensors: TensorFolder, name: str, spec: Spec, identity: BaseIdentity, *, unpack: bool) -> Any:
-    raw = identity.read(name)
-    if is_nf4(tensors, name):
-        packed = read_nf4(tensors, name, spec.shape)
-        return dequantize(packed) if unpack else packed
-    if tensors.dtype(name) not in FLOATS or raw.shape != spec.shape:
+def _read(tensors: TensorFolder, tensor: Tensor, identity: BaseIdentity, *, unpack: bool) -> Any:
+    name, shape = tensor.name, tensor.whole
+    raw, reader = identity.read(name), reader_of(tensors, name)
+    if reader is not None:
+        packed = reader.read(tensors, name, shape)
+        if tensor.param.cut is not None:
+            raise NotImplementedError(f"{tensors.file(name)}: {name!r} is packed in 4 bits and fused: {ORIGINAL}")
+        return dequantized(packed) if unpack else packed
+    if tensors.dtype(name) not in FLOATS or raw.shape != shape:
         raise ValueError(
-            f"{tensors.file(name)}: {name!r} is {tensors.dtype(name)} {raw.shape}, "
-            f"expected {'/'.join(FLOATS)} {spec.shape}"
+            f"{tensors.file(name)}: {name!r} is {tensors.dtype(name)} {raw.shape}, expected {'/'.join(FLOATS)} {shape}"
         )
-    return np.asarray(raw)
+    return np.asarray(tensor.part_of(raw))

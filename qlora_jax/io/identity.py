@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from qlora_jax.io.bitsandbytes import is_nf4, packed_from
 from qlora_jax.io.json_object import read_object
+from qlora_jax.io.packed import reader_of
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.sample import LETTERS, Point, packed_point, plain_point, same_values, to_text
 
@@ -63,7 +63,7 @@ class BaseIdentity:
         if name in self._tensors.copies:
             return value
         self._add(name, value)
-        if value.dtype.name in LETTERS or is_nf4(self._tensors, name):
+        if value.dtype.name in LETTERS or reader_of(self._tensors, name):
             self._points[name] = self._point(name, value)
         for part in self._tensors.parts(name):
             self._add(part, self._tensors.read(part))
@@ -76,8 +76,9 @@ class BaseIdentity:
         return BaseHash.of(digest, [point for _, point in sorted(self._points.items())])
 
     def _point(self, name: str, value: np.ndarray) -> Point:
-        if is_nf4(self._tensors, name):
-            dtype, shape = packed_from(self._tensors, name)
+        reader = reader_of(self._tensors, name)
+        if reader is not None:
+            dtype, shape = reader.origin(self._tensors, name)
             return packed_point(value, math.prod(shape), dtype)
         return plain_point(value)
 

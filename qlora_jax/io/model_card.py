@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from qlora_jax.lora import LoraConfig
+from qlora_jax.config import LoraSection
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def adapter_card(lora: LoraConfig, base: str, parameters: int) -> str:
+def adapter_card(lora: LoraSection, base: str, parameters: int) -> str:
     """The card of an adapter folder."""
     return _card(
         title="LoRA adapter",
@@ -43,7 +43,7 @@ def model_card(title: str, base: str, text: str, *, tags: tuple[str, ...] = ()) 
     )
 
 
-def _describe(lora: LoraConfig) -> str:
+def _describe(lora: LoraSection) -> str:
     name = "rsLoRA" if lora.variant == "rslora" else "LoRA"
     return f"{name} of rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}"
 

@@ -7,21 +7,16 @@ says what.
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from qlora_jax.io.bitsandbytes import DTYPES, is_nf4, nf4_form
+from qlora_jax.io.bitsandbytes import DTYPES
+from qlora_jax.io.packed import Form, form_of
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.table import hf_name, parameter_specs
+from qlora_jax.models.table import Param, table
+from qlora_jax.quant.formats import NF4
 
 log = logging.getLogger("qlora_jax.io")
-
-
-class Form(NamedTuple):
-    """How a matrix is packed: with double quantization or not, and in which dtype it is dequantized."""
-
-    double: bool
-    dtype: str
 
 
 # For a projection's path, every layer's form; None where the layer is not packed.
@@ -35,14 +30,13 @@ def folder_forms(config: ModelConfig, tensors: TensorFolder) -> Forms:
       ValueError: layers of one projection that are packed differently, or a packed weight that cannot be read.
     """
     forms = {
-        path: tuple(_form(tensors, hf_name(path, layer), spec.shape) for layer in range(config.num_layers))
-        for path, spec in parameter_specs(config).items()
-        if spec.projection
+        param.path: tuple(form_of(tensors, tensor.name, tensor.whole) for tensor in param.tensors())
+        for param in _projections(config)
     }
     if not any(form for layers in forms.values() for form in layers):
         return {}
-    for path, layers in forms.items():
-        _check_equal(tensors.folder, path, layers)
+    for param in _projections(config):
+        _check_equal(tensors.folder, param, forms[param.path])
     return forms
 
 
@@ -57,26 +51,23 @@ def stated_forms(config: ModelConfig, settings: Mapping[str, Any]) -> Forms:
     listed = stated.get("llm_int8_skip_modules")
     skipped = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     dtype = settings.get("dtype") or settings.get("torch_dtype")
-    form = Form(bool(stated.get("bnb_4bit_use_double_quant")), dtype if dtype in DTYPES else DTYPES[0])
+    form = Form(NF4(bool(stated.get("bnb_4bit_use_double_quant"))), dtype if dtype in DTYPES else DTYPES[0])
 
     def kept(module: str) -> bool:
         return any(f"{module}.".startswith(f"{name}.") or module.endswith(name) for name in skipped)
 
     return {
-        path: tuple(
-            None if kept(hf_name(path, layer).removesuffix(".weight")) else form for layer in range(config.num_layers)
-        )
-        for path, spec in parameter_specs(config).items()
-        if spec.projection
+        param.path: tuple(None if kept(tensor.module) else form for tensor in param.tensors())
+        for param in _projections(config)
     }
 
 
-def kept_names(forms: Forms) -> list[str]:
+def kept_names(config: ModelConfig, forms: Forms) -> list[str]:
     """The projections that are not packed, as a checkpoint names them."""
     return [
-        hf_name(path, layer).removesuffix(".weight")
-        for path, layers in forms.items()
-        for layer, form in enumerate(layers)
+        tensor.module
+        for param in _projections(config)
+        for tensor, form in zip(param.tensors(), forms.get(param.path, ()), strict=False)
         if form is None
     ]
 
@@ -87,9 +78,9 @@ def all_packed(forms: Forms) -> Forms:
     return {path: tuple(form or next(filter(None, layers), usual) for form in layers) for path, layers in forms.items()}
 
 
-def report_kept(folder: Path, forms: Forms, *, packed: bool) -> None:
+def report_kept(folder: Path, config: ModelConfig, forms: Forms, *, packed: bool) -> None:
     """Logs which projections a 4-bit folder keeps unpacked, and whether they are packed now."""
-    names = kept_names(forms)
+    names = kept_names(config, forms)
     if names:
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         total = sum(map(len, forms.values()))
@@ -97,15 +88,14 @@ def report_kept(folder: Path, forms: Forms, *, packed: bool) -> None:
         log.info(f"{folder} keeps {len(names)} of {total} projections unpacked, {way}: {shown}")
 
 
-def _form(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> Form | None:
-    return Form(*nf4_form(tensors, name, shape)) if is_nf4(tensors, name) else None
+def _projections(config: ModelConfig) -> list[Param]:
+    return [param for param in table(config).values() if param.projection]
 
 
-def _check_equal(folder: Path, path: str, layers: tuple[Form | None, ...]) -> None:
-    found = {form: layer for layer, form in enumerate(layers) if form}
+def _check_equal(folder: Path, param: Param, layers: tuple[Form | None, ...]) -> None:
+    found = {form: tensor.name for tensor, form in zip(param.tensors(), layers, strict=True) if form}
     if len(found) > 1:
         (one, first), (other, second) = list(found.items())[:2]
         raise ValueError(
-            f"{folder} packs {hf_name(path, first)!r} as {one} and {hf_name(path, second)!r} as {other}: quantize the "
-            f"model again, in one way"
+            f"{folder} packs {first!r} as {one} and {second!r} as {other}: quantize the model again, in one way"
         )

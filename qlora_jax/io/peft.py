@@ -5,29 +5,32 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from qlora_jax.config import LoraSection
 from qlora_jax.io.chat_template import FILES, Templates, read_chat_template, write_chat_template
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.foreign import adapter_elsewhere
 from qlora_jax.io.identity import RECORD, SAMPLE, BaseHash, sample_record
 from qlora_jax.io.model_card import adapter_card
-from qlora_jax.io.peft_config import CONFIG, from_peft, read_settings, to_peft
-from qlora_jax.io.peft_keys import PREFIX, Pair, pairs
+from qlora_jax.io.peft_config import CONFIG, from_peft, read_settings, targets_of, to_peft, variant_of
+from qlora_jax.io.peft_keys import keys_of, parts_of
 from qlora_jax.io.record import read_record
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.shards import write_safetensors
-from qlora_jax.lora import LoRA, LoraConfig, Target, resolve_targets
+from qlora_jax.lora import Target, resolve_targets
+from qlora_jax.lora.adapter import Shape
+from qlora_jax.lora.kinds import KINDS
 from qlora_jax.lora.targets import OUTPUT_LAYER
-from qlora_jax.models.adapters import linears, module_names
+from qlora_jax.models.adapters import linears
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.table import STACK, hf_name, linear_modules, parameter_specs
+from qlora_jax.models.table import Param, adaptable, linear_modules
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -41,15 +44,16 @@ class Adapter:
 
     Attributes:
       lora: how it was made; `lora.targets` as its folder says it.
-      weights: A `[r, K]` and B `[N, r]` of each adapted module by path: float32, bfloat16 or float16, finite.
+      weights: each adapted module's arrays by path, such as A `[r, K]` and B `[N, r]`: float32, bfloat16 or float16,
+        finite.
       base: the model that it was trained on, a Hub name or a path; None where the folder does not say.
       base_hash: that model's content hash; None in folders that PEFT wrote.
       extra: what else was recorded beside it, such as how the base was quantized.
       chat_template: those in its folder, which it was trained with; None leaves the base's.
     """
 
-    lora: LoraConfig
-    weights: Mapping[str, Pair]
+    lora: LoraSection
+    weights: Mapping[str, Any]
     base: str | None
     base_hash: str | None
     extra: Mapping[str, Any]
@@ -61,23 +65,33 @@ class Adapter:
         return resolve_targets(self.lora, list(self.weights))
 
 
+class TrainedOn(NamedTuple):
+    """The base of an adapter that is written.
+
+    Attributes:
+      name: a name on the Hub, or a path.
+      content_hash: of its weights; None where it is not known.
+      extra: what else is recorded, such as how it was stored.
+    """
+
+    name: str
+    content_hash: str | None = None
+    extra: Mapping[str, Any] = MappingProxyType({})
+
+
 def write_adapter(
     folder: str | Path,
     model: Decoder,
-    lora: LoraConfig,
+    lora: LoraSection,
     targets: dict[str, Target],
-    *,
-    base: str,
-    base_hash: str | None,
-    extra: Mapping[str, Any] | None = None,
+    base: TrainedOn,
     chat_template: Templates | None = None,
 ) -> None:
     """Writes the adapter of `model` as a folder that PEFT loads, in place of one that is there already.
 
     Args:
       targets: the adapted modules, as `add_adapters` and `attach_adapter` return them.
-      base: name or path of the base model, for base_model_name_or_path.
-      base_hash: its content hash; recorded in qlora_jax.json together with `extra`.
+      base: what it was trained on: the name goes into base_model_name_or_path, the rest into qlora_jax.json.
       chat_template: what chats were rendered with; None where there was no template.
 
     Raises:
@@ -85,19 +99,18 @@ def write_adapter(
       ValueError: `targets` are not the modules that have an adapter.
     """
     weights = _adapter_weights(model, targets)
-    tensors = {
-        f"{PREFIX}{name}.lora_{matrix}.weight": value
-        for name, pair in weights.items()
-        for matrix, value in zip("AB", pair, strict=True)
-    }
-    settings = to_peft(lora, targets, linear_modules(model.config), base)
+    kind = KINDS[lora.variant].adapter
+    tensors = {key: value for name, parts in weights.items() for key, value in keys_of(name, parts, kind).items()}
+    settings = to_peft(lora, targets, linear_modules(model.config), base.name)
     needed = sum(value.nbytes for value in tensors.values())
     parameters = sum(value.size for value in tensors.values())
     with new_folder(folder, needed=needed, replaceable=OWN) as partial:
         write_safetensors(partial / WEIGHTS, tensors)
         _write_json(partial / CONFIG, settings)
-        _write_json(partial / RECORD, {"base_hash": base_hash, **sample_record(base_hash), **(extra or {})})
-        (partial / CARD).write_text(adapter_card(lora, base, parameters))
+        _write_json(
+            partial / RECORD, {"base_hash": base.content_hash, **sample_record(base.content_hash), **base.extra}
+        )
+        (partial / CARD).write_text(adapter_card(lora, base.name, parameters))
         if chat_template is not None:
             write_chat_template(partial, chat_template)
 
@@ -117,7 +130,10 @@ def read_adapter(folder: str | Path, base: TensorFolder | None = None) -> Adapte
     folder = Path(folder)
     _check_files(folder)
     settings = read_settings(folder / CONFIG)
-    weights = pairs(folder / WEIGHTS, _load(folder / WEIGHTS), base)
+    kind = KINDS[variant_of(settings)].adapter
+    weights = parts_of(folder / WEIGHTS, _load(folder / WEIGHTS), base, kind)
+    if not targets_of(settings, list(weights)):
+        raise _uncovered(folder, min(weights))
     lora = from_peft(settings, list(weights))
     _check_ranks(folder, lora, weights)
     record = read_record(folder / RECORD) if (folder / RECORD).exists() else {}
@@ -151,8 +167,9 @@ def attach_adapter(model: Decoder, adapter: Adapter, *, base_hash: str | None) -
     if OUTPUT_LAYER in targets and model.lm_head is None:
         model.untie()
     for path, linear in linears(model):
-        own = {name: targets[name] for name in module_names(model.config, path) if name in targets}
-        linear.lora = _stacked(adapter, model.config, path, own) if own else None
+        param = adaptable(model.config)[path]
+        adapted = any(tensor.module in targets for tensor in param.tensors())
+        linear.lora = _stacked(adapter, param) if adapted else None
     return targets
 
 
@@ -177,22 +194,20 @@ def check_fits(adapter: Adapter, config: ModelConfig) -> None:
 
     Of a model whose embedding is its output layer, too, the output layer alone may be adapted, as in PEFT.
     """
-    modules = linear_modules(config)
-    layers, specs = range(config.num_layers), parameter_specs(dataclasses.replace(config, tie_embeddings=False))
-    shapes = {hf_name(path, layer): spec.shape for path, spec in specs.items() for layer in layers}
-    for name, (A, B) in adapter.weights.items():
+    modules, kind = linear_modules(config), KINDS[adapter.lora.variant].adapter
+    params = adaptable(dataclasses.replace(config, tie_embeddings=False)).values()
+    shapes = {tensor.module: param.shape for param in params for tensor in param.tensors()}
+    for name, parts in adapter.weights.items():
         if name not in modules and name != OUTPUT_LAYER:
             why = " (it was trained on the model without its output layer)" if f"model.{name}" in modules else ""
             raise ValueError(
                 f"the adapter has weights for {name!r}{why}, which this {config.family} model of "
                 f"{config.num_layers} layers lacks: give the adapter's own base"
             )
-        n, k = shapes[f"{name}.weight"]
-        for matrix, got, want in (("A", A, (A.shape[0], k)), ("B", B, (n, A.shape[0]))):
-            if got.shape != want:
-                raise ValueError(
-                    f"lora_{matrix} of {name!r} is {got.shape}, this model needs {want}: give the adapter's own base"
-                )
+        misfit = kind.check_shapes(parts, *shapes[name])
+        if misfit:
+            array, got, want = misfit
+            raise ValueError(f"{array} of {name!r} is {got}, this model needs {want}: give the adapter's own base")
     resolved = resolve_targets(adapter.lora, sorted({*modules, *adapter.weights}))
     absent = sorted(resolved.keys() - adapter.weights.keys())
     if absent:
@@ -201,18 +216,17 @@ def check_fits(adapter: Adapter, config: ModelConfig) -> None:
         )
 
 
-def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str, Pair]:
-    """A and B of each adapted module, without the zeros that pad unequal ranks."""
+def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str, Any]:
+    """The arrays of each adapted module, without the zeros that pad unequal ranks."""
     found = {}
     for path, linear in linears(model):
+        param = adaptable(model.config)[path]
         if linear.lora is None:
             continue
-        A, B = np.asarray(linear.lora.A.get_value()), np.asarray(linear.lora.B.get_value())
-        for layer, name in enumerate(module_names(model.config, path)):
-            if name in targets:
-                rank = targets[name].rank
-                a, b = (A[layer], B[layer]) if path.startswith(STACK) else (A, B)
-                found[name] = (a[:rank], b[:, :rank])
+        for layer, tensor in enumerate(param.tensors()):
+            if tensor.module in targets:
+                place = layer if param.stacked else None
+                found[tensor.module] = linear.lora.parts(place, targets[tensor.module].rank)
     if found.keys() != targets.keys():
         absent = sorted(targets.keys() - found.keys())
         raise ValueError(f"targets name {absent[0]!r}, which has no adapter: pass what add_adapters returned")
@@ -244,16 +258,13 @@ def _load(file: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _check_ranks(folder: Path, lora: LoraConfig, weights: Mapping[str, Pair]) -> None:
+def _check_ranks(folder: Path, lora: LoraSection, weights: Mapping[str, Any]) -> None:
     """Every module's shapes against the rank that the configuration gives it."""
-    targets = resolve_targets(lora, list(weights)) if lora.targets else {}
-    for name, (A, B) in weights.items():
+    targets = resolve_targets(lora, list(weights))
+    for name, parts in weights.items():
         if name not in targets:
-            raise ValueError(
-                f"{folder}: {WEIGHTS} has weights for {name!r}, which target_modules in {CONFIG} does not "
-                f"cover: save the adapter again"
-            )
-        rank = targets[name].rank
+            raise _uncovered(folder, name)
+        rank, A, B = targets[name].rank, parts.A, parts.B
         if (A.shape[0], B.shape[1]) != (rank, rank):
             raise ValueError(
                 f"{folder}: {name!r} has A {A.shape} and B {B.shape}, but {CONFIG} gives it rank {rank}: "
@@ -261,20 +272,25 @@ def _check_ranks(folder: Path, lora: LoraConfig, weights: Mapping[str, Pair]) ->
             )
 
 
-def _stacked(adapter: Adapter, config: ModelConfig, path: str, own: Mapping[str, Target]) -> LoRA:
+def _uncovered(folder: Path, name: str) -> ValueError:
+    return ValueError(
+        f"{folder}: {WEIGHTS} has weights for {name!r}, which target_modules in {CONFIG} does not cover: save the "
+        f"adapter again"
+    )
+
+
+def _stacked(adapter: Adapter, param: Param) -> Any:
     """One layer's adapter, or those of a stack padded with zeros to the largest rank."""
-    names = module_names(config, path)
-    n, k = parameter_specs(config)[f"{path}.weight"].shape
-    rank = max(target.rank for target in own.values())
-    dtype = np.result_type(*(matrix for name in own for matrix in adapter.weights[name]))
-    A, B = np.zeros((len(names), rank, k), dtype), np.zeros((len(names), n, rank), dtype)
-    scale = np.zeros(len(names), np.float32)
-    for layer, name in enumerate(names):
-        if name in own:
-            a, b = adapter.weights[name]
-            A[layer, : len(a)], B[layer, :, : len(a)], scale[layer] = a, b, own[name].scale
-    A, B, scale = (A, B, scale) if path.startswith(STACK) else (A[0], B[0], scale[0])
-    return LoRA(jnp.asarray(A), jnp.asarray(B), jnp.asarray(scale), adapter.lora.dropout)
+    kind, targets = KINDS[adapter.lora.variant].adapter, adapter.targets
+    parts = [adapter.weights.get(tensor.module) for tensor in param.tensors()]
+    scale = np.array([targets[t.module].scale if t.module in targets else 0 for t in param.tensors()], np.float32)
+    if not param.stacked:
+        return kind.of(parts[0], scale[0], adapter.lora.dropout)
+    used = [one for one in parts if one is not None]
+    outputs, inputs = param.shape
+    shape = Shape(outputs, inputs, max(len(one.A) for one in used))
+    dtype = np.result_type(*(array for one in used for array in one))
+    return kind.of(kind.stacked(parts, shape, dtype), scale, adapter.lora.dropout)
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""LoraConfig to PEFT's adapter_config.json and back."""
+"""LoraSection to PEFT's adapter_config.json and back."""
 
 import dataclasses
 import math
@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlora_jax.config import LoraSection
 from qlora_jax.io.bounded_json import read_object
 from qlora_jax.io.peft_types import check_types
-from qlora_jax.lora import LoraConfig, Target, resolve_targets
+from qlora_jax.lora import Target, resolve_targets
+from qlora_jax.lora.kinds import KINDS
 from qlora_jax.lora.patterns import check_patterns
-from qlora_jax.lora.targets import whole_paths
+from qlora_jax.lora.targets import scale_of, whole_paths
 
 CONFIG = "adapter_config.json"
 REQUIRED = ("r", "lora_alpha", "target_modules")
@@ -25,7 +27,7 @@ UNSUPPORTED = (
 INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 
 
-def to_peft(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str], base: str) -> dict[str, Any]:
+def to_peft(lora: LoraSection, targets: Mapping[str, Target], modules: Sequence[str], base: str) -> dict[str, Any]:
     """adapter_config.json for the adapted modules `targets` of a model whose linear layers are `modules`."""
     exact = _exact(lora, targets, modules)
     return {
@@ -44,7 +46,8 @@ def to_peft(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[s
         "target_modules": list(exact.targets),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
-        "use_rslora": exact.variant == "rslora",
+        "use_rslora": False,
+        **{kind.switch: exact.variant == name for name, kind in KINDS.items() if kind.switch},
     }
 
 
@@ -67,23 +70,29 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def from_peft(settings: Mapping[str, Any], modules: Sequence[str]) -> LoraConfig:
+def from_peft(settings: Mapping[str, Any], modules: Sequence[str]) -> LoraSection:
     """The configuration of an adapter that has weights for `modules`."""
-    return LoraConfig(
+    return LoraSection(
         rank=settings["r"],
         alpha=settings["lora_alpha"],
         dropout=settings.get("lora_dropout") or 0.0,
-        targets=_targets(settings, modules),
-        variant="rslora" if settings.get("use_rslora") else "lora",
+        targets=targets_of(settings, modules),
+        variant=variant_of(settings),
         rank_pattern=settings.get("rank_pattern") or {},
         alpha_pattern=settings.get("alpha_pattern") or {},
     )
 
 
+def variant_of(settings: Mapping[str, Any]) -> Any:
+    """The key of KINDS that PEFT's settings switch on."""
+    return next((name for name, kind in KINDS.items() if kind.switch and settings.get(kind.switch)), "lora")
+
+
 def _refuse_unsupported(file: Path, settings: Mapping[str, Any]) -> None:
     supported = "only LoRA and rsLoRA on linear layers are"
+    switches = {kind.switch for kind in KINDS.values()}
     for key in UNSUPPORTED:
-        if settings.get(key):
+        if settings.get(key) and key not in switches:
             raise NotImplementedError(f"{file}: {key}={reprlib.repr(settings[key])} is not supported, {supported}")
     if settings.get("bias", "none") != "none":
         raise NotImplementedError(
@@ -98,8 +107,8 @@ def _refuse_unsupported(file: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _targets(settings: Mapping[str, Any], modules: Sequence[str]) -> str | tuple[str, ...]:
-    """target_modules; the modules themselves where another setting narrows it."""
+def targets_of(settings: Mapping[str, Any], modules: Sequence[str]) -> str | tuple[str, ...]:
+    """target_modules, as far as they match any of `modules`; these themselves where another setting narrows it."""
     targets = settings["target_modules"]
     if settings.get("exclude_modules") or settings.get("layers_to_transform") is not None:
         return tuple(modules)
@@ -109,7 +118,7 @@ def _targets(settings: Mapping[str, Any], modules: Sequence[str]) -> str | tuple
     return tuple(t for t in targets if any(f".{name}".endswith(f".{t}") for name in modules))
 
 
-def _exact(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[str]) -> LoraConfig:
+def _exact(lora: LoraSection, targets: Mapping[str, Target], modules: Sequence[str]) -> LoraSection:
     """`lora` naming exactly `targets`: by the last parts of their paths where these suffice, else by all."""
     # The file's keys are sorted, and the first pattern that matches wins.
     ranks, alphas = dict(sorted(lora.rank_pattern.items())), dict(sorted(lora.alpha_pattern.items()))
@@ -120,7 +129,7 @@ def _exact(lora: LoraConfig, targets: Mapping[str, Target], modules: Sequence[st
         if resolve_targets(candidate, modules) == targets:
             return candidate
     ranks = {name: targets[name].rank for name in paths}
-    alphas = {name: targets[name].scale / lora.scale(targets[name].rank, 1.0) for name in paths}
+    alphas = {name: targets[name].scale / scale_of(lora, targets[name].rank, 1.0) for name in paths}
     return dataclasses.replace(lora, targets=paths, rank_pattern=ranks, alpha_pattern=alphas)
 
 

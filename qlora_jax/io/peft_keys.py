@@ -3,55 +3,77 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.tied import EMBEDDING, HEAD
+from qlora_jax.lora.adapter import Adapter
 
 PREFIX = "base_model.model."
 # torch.compile and sharding wrap modules, and some scripts save the adapter's name in every key.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-KEY = re.compile(r"(?P<module>.+)\.lora_(?P<matrix>[AB])(\.(?P<adapter>[^.]+))?\.weight")
 WHOLE = re.compile(r"(?P<module>(.+\.)?(lm_head|embed_tokens))(\.base_layer)?\.weight")
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float64))
 
-# A [r, K] and B [N, r] of one module.
-Pair = tuple[np.ndarray, np.ndarray]
+
+def keys_of(module: str, parts: Any, kind: type[Adapter]) -> dict[str, np.ndarray]:
+    """One module's arrays by the keys that PEFT's file has for them."""
+    values = parts._asdict()
+    return {f"{PREFIX}{module}.{name.stem}{name.ending}": values[part] for part, name in kind.NAMES.items()}
 
 
-def pairs(file: Path, tensors: Mapping[str, np.ndarray], base: TensorFolder | None) -> dict[str, Pair]:
-    """A and B of each module, in the order of the modules' names.
+def parts_of(
+    file: Path, tensors: Mapping[str, np.ndarray], base: TensorFolder | None, kind: type[Adapter]
+) -> dict[str, Any]:
+    """The arrays of each module (`kind.Parts`), in the order of the modules' names.
 
     PEFT saves the embedding and the output layer whole where they are adapted or resized. These are left out where they
     are the base's own.
 
     Raises:
-      ValueError: no tensors, several adapters, or a matrix that has no counterpart, is of another kind or not finite.
-      NotImplementedError: other tensors than A and B of linear layers, or another embedding than the base's.
+      ValueError: no tensors, several adapters, or an array that has no counterpart, is of another kind or not finite.
+      NotImplementedError: other tensors than those of linear layers' adapters, or another embedding than the base's.
     """
-    matrices: dict[str, dict[str, np.ndarray]] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     adapters = set()
     for key, value in sorted(tensors.items()):
-        name = _unwrapped(key)
-        match = KEY.fullmatch(name) if name else None
-        if match is None:
+        place = _place(_unwrapped(key), kind)
+        if place is None:
             _check_whole(file, key, value, base)
             continue
-        _check_values(file, key, value)
-        found = matrices.setdefault(match["module"], {})
-        if match["matrix"] in found:
-            raise ValueError(
-                f"{file} holds lora_{match['matrix']} of {match['module']!r} twice: save the adapter again"
-            )
-        found[match["matrix"]] = value.astype(np.float32) if value.dtype == np.float64 else value
-        adapters.add(match["adapter"])
-    if not matrices:
+        _check_values(file, key, value, kind.NAMES[place.part].axes)
+        own = found.setdefault(place.module, {})
+        if place.part in own:
+            stem = kind.NAMES[place.part].stem
+            raise ValueError(f"{file} holds {stem} of {place.module!r} twice: save the adapter again")
+        own[place.part] = value.astype(np.float32) if value.dtype == np.float64 else value
+        adapters.add(place.adapter)
+    if not found:
         raise ValueError(f"{file} holds no tensors of an adapter: save the adapter again")
     if len(adapters) > 1:
         raise ValueError(f"{file} holds several adapters ({', '.join(map(str, sorted(adapters, key=str)))}): save one")
-    return {module: _pair(file, module, found) for module, found in matrices.items()}
+    return {module: _complete(file, module, own, kind) for module, own in found.items()}
+
+
+class Place(NamedTuple):
+    """What a key says: of which module and which adapter it holds which part."""
+
+    module: str
+    part: str
+    adapter: str | None
+
+
+def _place(key: str | None, kind: type[Adapter]) -> Place | None:
+    """None for the key of something else."""
+    for part, name in kind.NAMES.items():
+        form = rf"(?P<module>.+)\.{re.escape(name.stem)}(\.(?P<adapter>[^.]+))?{re.escape(name.ending)}"
+        match = re.fullmatch(form, key or "")
+        if match:
+            return Place(match["module"], part, match["adapter"])
+    return None
 
 
 def _unwrapped(key: str) -> str | None:
@@ -61,18 +83,18 @@ def _unwrapped(key: str) -> str | None:
     return key.removeprefix(PREFIX) if key.startswith(PREFIX) else None
 
 
-def _pair(file: Path, module: str, found: Mapping[str, np.ndarray]) -> Pair:
-    if len(found) == 1:
-        raise ValueError(
-            f"{file} holds lora_{min(found)} of {module!r} without its counterpart: save the adapter again"
-        )
-    return found["A"], found["B"]
+def _complete(file: Path, module: str, own: Mapping[str, np.ndarray], kind: type[Adapter]) -> Any:
+    if own.keys() != kind.NAMES.keys():
+        stem = kind.NAMES[min(own)].stem
+        raise ValueError(f"{file} holds {stem} of {module!r} without its counterpart: save the adapter again")
+    return kind.Parts(**own)
 
 
-def _check_values(file: Path, key: str, value: np.ndarray) -> None:
-    if value.ndim != 2 or value.dtype not in DTYPES:
+def _check_values(file: Path, key: str, value: np.ndarray, axes: int) -> None:
+    if value.ndim != axes or value.dtype not in DTYPES:
         raise ValueError(
-            f"{file}: {key!r} is {value.dtype} {value.shape}, expected a float32, float16 or bfloat16 matrix"
+            f"{file}: {key!r} is {value.dtype} {value.shape}, expected a float32, float16 or bfloat16 "
+            f"{'matrix' if axes == 2 else 'vector'}"
         )
     if not np.isfinite(value).all():
         raise ValueError(f"{file}: {key!r} holds NaN or infinite values: take an earlier checkpoint of the adapter")

@@ -16,6 +16,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
+def is_factor(value: Any) -> bool:
+    """What may scale an update: 0 would switch it off."""
+    return is_number(value) and value != 0
+
+
 def is_rank(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_RANK
 
@@ -36,7 +41,7 @@ RANK = f"a whole number from 1 to {LARGEST_RANK:,}"
 # Each setting that is read: what it may be, and in words. null is always as good as leaving it out.
 TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "r": (is_rank, RANK),
-    "lora_alpha": (is_number, "a number"),
+    "lora_alpha": (is_factor, "a number other than 0"),
     "lora_dropout": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 up to, but not including, 1"),
     "target_modules": (lambda value: isinstance(value, str) or is_names(value), "a text or a list of texts"),
     "exclude_modules": (lambda value: isinstance(value, str) or is_names(value), "a text or a list of texts"),
@@ -46,7 +51,7 @@ TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number or a list of them",
     ),
     "rank_pattern": (maps(is_rank), f"an object whose values are each {RANK}"),
-    "alpha_pattern": (maps(is_number), "an object whose values are numbers"),
+    "alpha_pattern": (maps(is_factor), "an object whose values are numbers other than 0"),
     "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
     "base_model_name_or_path": (lambda value: isinstance(value, str), "a text"),
 }

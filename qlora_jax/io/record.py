@@ -5,15 +5,17 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
+from qlora_jax.config import QuantSection
 from qlora_jax.io.bounded_json import read_object
-from qlora_jax.io.build import Quantization
+from qlora_jax.quant.formats import FORMATS
 
 TYPES = {
     "base_hash": (str | None, "a text or null"),
     "method": (str, "a text"),
     "double": (bool, "true or false"),
 }
-STORED = tuple(field.name for field in dataclasses.fields(Quantization))
+TABLES = ("lm_head", "embedding")
+STORED = tuple(field.name for field in dataclasses.fields(QuantSection))
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -30,9 +32,10 @@ def read_record(file: Path) -> dict[str, Any]:
     return record
 
 
-def stored_as(record: dict[str, Any], file: Path) -> Quantization:
+def stored_as(record: dict[str, Any], file: Path) -> QuantSection:
     """How the record says that the base was stored; the default for what it does not say. Raises ValueError."""
-    try:
-        return Quantization(**{name: record[name] for name in STORED if name in record})
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    for name in TABLES:
+        if record.get(name, "none") not in list(FORMATS):
+            shown = reprlib.repr(record[name])
+            raise ValueError(f"{file}: {name}={shown}: expected one of {', '.join(FORMATS)}")
+    return QuantSection(**{name: record[name] for name in STORED if name in record})

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from qlora_jax.quant.nf4 import CODEBOOKS
-from qlora_jax.quant.nf4.tensor import BLOCK
+from qlora_jax.quant.nf4.layout import BLOCK
 
 POINTS = 8
 # One letter for each dtype of a tensor; a capital one where it is packed, for what it was packed from.

@@ -10,8 +10,9 @@ from qlora_jax.io.chat_template import Templates
 from qlora_jax.io.companions import write_companions
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.shards import write_shards
+from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.table import STACK, hf_name, parameter_specs
+from qlora_jax.models.table import checkpoint, joined, table
 
 
 def write_model(model: Decoder, out: Path, source: Path | None, *, chat_template: Templates | None = None) -> None:
@@ -22,7 +23,7 @@ def write_model(model: Decoder, out: Path, source: Path | None, *, chat_template
     Raises:
       OSError: with the system's errno, such as ENOSPC; the folder is then as it was.
     """
-    weights = {path: _weight(model, path) for path in parameter_specs(model.config)}
+    weights = {path: _weight(model, path) for path in table(model.config)}
     needed = sum(weight.nbytes for weight in weights.values())
     earlier = [file.name for file in out.iterdir()] if out.is_dir() else []
     with new_folder(out, needed=needed, replaceable=earlier) as fresh:
@@ -30,7 +31,7 @@ def write_model(model: Decoder, out: Path, source: Path | None, *, chat_template
             dtype = str(next(iter(weights.values())).dtype)
             tied = model.config.tie_embeddings
             write_companions(source, fresh, dtype=dtype, tied=tied, chat_template=chat_template)
-        write_shards(fresh, _tensors(weights, model.config.num_layers))
+        write_shards(fresh, _tensors(model.config, weights))
 
 
 def _weight(model: Decoder, path: str) -> Any:
@@ -40,10 +41,7 @@ def _weight(model: Decoder, path: str) -> Any:
     return node.get_value()
 
 
-def _tensors(weights: dict[str, Any], layers: int) -> Iterator[tuple[str, np.ndarray]]:
-    for path, weight in weights.items():
-        value = np.asarray(weight)
-        if path.startswith(STACK):
-            yield from ((hf_name(path, layer), value[layer]) for layer in range(layers))
-        else:
-            yield hf_name(path), value
+def _tensors(config: ModelConfig, weights: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for name, parts in checkpoint(config).items():
+        values = [np.asarray(weights[part.param.path])[part.place] for part in parts]
+        yield name, joined(parts, values)

@@ -9,8 +9,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int, UInt8
 
 from qlora_jax.quant.nf4 import CODEBOOKS, NF4Layer
-from qlora_jax.quant.nf4.quantize import rounded
-from qlora_jax.quant.nf4.tensor import NESTED_BLOCK
+from qlora_jax.quant.nf4.dequantize import rounded
+from qlora_jax.quant.nf4.layout import NESTED_BLOCK
 
 # Pallas computes offsets in signed 32-bit elements up to arrays of 2**32 bytes, and in 64 bits above.
 WRONG_OFFSETS = range(2**31, 2**32 + 1)

@@ -15,21 +15,17 @@ def key_for(key: Array, name: str) -> Array:
 
 
 def init_pair(
-    key: Array,
-    name: str,
-    target: Target | None,
-    *,
-    rank: int,
-    in_features: int,
-    out_features: int,
-    dtype=jnp.float32,
+    key: Array, name: str, target: Target | None, shape: tuple[int, int, int], dtype=jnp.float32
 ) -> tuple[Float[Array, "r K"], Float[Array, "N r"]]:
-    """A and B of one module, padded with zeros from its own rank to `rank`; all zeros where it has no target.
+    """A and B of one module, padded with zeros from its own rank to r; all zeros where it has no target.
 
     A follows PEFT: kaiming-uniform with a = √5, which is U(-1/√K, 1/√K).
+
+    Args:
+      shape: (N, K, r).
     """
-    own = target.rank if target else 0
-    bound = in_features**-0.5
-    A = jax.random.uniform(key_for(key, name), (rank, in_features), dtype, -bound, bound)
+    outputs, inputs, rank = shape
+    own, bound = target.rank if target else 0, inputs**-0.5
+    A = jax.random.uniform(key_for(key, name), (rank, inputs), dtype, -bound, bound)
     A = jnp.where(jnp.arange(rank)[:, None] < own, A, 0)
-    return A, jnp.zeros((out_features, rank), dtype)
+    return A, jnp.zeros((outputs, rank), dtype)

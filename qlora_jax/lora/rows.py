@@ -1,10 +1,13 @@
 """Many adapters of one linear layer side by side, of which each row of a batch takes its own."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
+
+from qlora_jax.lora.low_rank import low_rank_update
+from qlora_jax.quant.packed import ByLayer
 
 
 class AdapterStack(NamedTuple):
@@ -27,6 +30,14 @@ class RowAdapters(NamedTuple):
     slots: Int[Array, " B"]
     layer: Int[Array, ""] | None = None
 
+    def at_layer(self, index: Int[Array, ""]) -> "RowAdapters":
+        """Those of one layer, by reference."""
+        return self._replace(layer=index)
+
+
+# A loop over layers reads the stacks where they lie.
+ByLayer.register(RowAdapters)
+
 
 class Served(nnx.Variable):
     """The RowAdapters of a linear layer: no parameter, but what a request chose."""
@@ -46,7 +57,9 @@ class RowLoRA(nnx.Module):
         """The update in the dtype of x. There is no dropout: `key` must be None."""
         assert key is None
         stack, slots, layer = self.adapters.get_value()
-        A, B = stack.A[layer, slots].astype(x.dtype), stack.B[layer, slots].astype(x.dtype)
-        low = jnp.einsum("BTK,BrK->BTr", x, A)
-        low = (low.astype(jnp.float32) * stack.scale[layer, slots][:, None, None]).astype(x.dtype)
-        return jnp.einsum("BTr,BNr->BTN", low, B)
+        own = stack.A[layer, slots], stack.B[layer, slots], stack.scale[layer, slots]
+        return jax.vmap(low_rank_update)(x, *own)
+
+    def apply(self, y: Float[Array, "B T N"], made: Any, weight: Any, bias: jax.Array | None) -> Float[Array, "B T N"]:
+        """The layer's output with the update."""
+        return y + made

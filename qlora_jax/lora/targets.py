@@ -1,9 +1,10 @@
 """Which modules get an adapter: PEFT's matching rules over a model's module paths."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from qlora_jax.lora.config import LoraConfig
+from qlora_jax.config import LoraSection
 from qlora_jax.lora.patterns import patterns_of
 
 # "all-linear" leaves the output layer out, as PEFT does.
@@ -17,7 +18,7 @@ class Target(NamedTuple):
     scale: float
 
 
-def resolve_targets(config: LoraConfig, modules: Sequence[str]) -> dict[str, Target]:
+def resolve_targets(config: LoraSection, modules: Sequence[str]) -> dict[str, Target]:
     """The adapted ones of `modules` (Hugging Face module paths such as "model.layers.0.self_attn.q_proj").
 
     Raises:
@@ -48,10 +49,15 @@ def _required(target: str, found: set[str], modules: Sequence[str]) -> set[str]:
     return found
 
 
-def _target(config: LoraConfig, name: str) -> Target:
+def _target(config: LoraSection, name: str) -> Target:
     rank = _exception(config.rank_pattern, name, config.rank)
     alpha = _exception(config.alpha_pattern, name, config.alpha)
-    return Target(rank, config.scale(rank, alpha))
+    return Target(rank, scale_of(config, rank, alpha))
+
+
+def scale_of(config: LoraSection, rank: int, alpha: float) -> float:
+    """The factor on B·A: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
+    return alpha / math.sqrt(rank) if config.variant == "rslora" else alpha / rank
 
 
 def whole_paths(keys: Iterable[str]) -> tuple[str, ...]:

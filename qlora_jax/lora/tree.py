@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qlora_jax.kernels import nf4_matmul
+from qlora_jax.kernels.linear import matmul
 from qlora_jax.lora.init import init_pair
+from qlora_jax.lora.low_rank import low_rank_delta, low_rank_update
 from qlora_jax.lora.targets import Target
-from qlora_jax.quant.nf4 import NF4Tensor, dequantize, quantize
+from qlora_jax.quant.nf4 import quantize
+from qlora_jax.quant.packed import is_packed
 
 Predicate = Callable[[str, Any], bool]
 
@@ -98,11 +100,11 @@ def merge_tree(params: Any, dtype: Any = None) -> Any:
     """
 
     def dense(node: Any) -> Any:
-        if isinstance(node, NF4Tensor):
-            return dequantize(node).T.astype(dtype or node.dtype)
+        if is_packed(node):
+            return node.dequantize().T.astype(dtype or node.dtype)
         if isinstance(node, LoraWeight):
             weight = dense(node.base)
-            update = node.scale * (node.B.astype(jnp.float32) @ node.A.astype(jnp.float32)).T
+            update = low_rank_delta(node.A, node.B, node.scale).T
             return (weight.astype(jnp.float32) + update).astype(dtype or weight.dtype)
         return node
 
@@ -112,17 +114,14 @@ def merge_tree(params: Any, dtype: Any = None) -> Any:
 def lora_dot(x: jax.Array, weight: Any) -> jax.Array:
     """x · W for a weight of such a tree: a LoraWeight, an NF4Tensor or a plain `[in, out]` array."""
     if isinstance(weight, LoraWeight):
-        low = x @ weight.A.T.astype(x.dtype) * weight.scale
-        return lora_dot(x, weight.base) + low @ weight.B.T.astype(x.dtype)
-    if isinstance(weight, NF4Tensor):
-        return nf4_matmul(x, weight)
-    return x @ weight.astype(x.dtype)
+        return lora_dot(x, weight.base) + low_rank_update(x, weight.A, weight.B, weight.scale)
+    return matmul(x, weight) if is_packed(weight) else x @ weight.astype(x.dtype)
 
 
 def _adapted(path: str, leaf: Any, key: jax.Array, rank: int, alpha: float) -> LoraWeight:
-    fan_out, fan_in = leaf.shape if isinstance(leaf, NF4Tensor) else _matrix(path, leaf).shape[::-1]
+    fan_out, fan_in = leaf.shape if is_packed(leaf) else _matrix(path, leaf).shape[::-1]
     target = Target(rank, alpha / rank)
-    A, B = init_pair(key, path, target, rank=rank, in_features=fan_in, out_features=fan_out)
+    A, B = init_pair(key, path, target, (fan_out, fan_in, rank))
     return LoraWeight(leaf, A, B, target.scale)
 
 
@@ -132,7 +131,7 @@ def _flatten(params: Any) -> tuple[list[tuple[str, Any]], Any]:
 
 
 def _is_weight(node: Any) -> bool:
-    return isinstance(node, NF4Tensor | LoraWeight)
+    return is_packed(node) or isinstance(node, LoraWeight)
 
 
 def _matrix(path: str, leaf: Any) -> Any:

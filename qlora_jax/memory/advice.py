@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import get_args, get_type_hints
 
 from qlora_jax.config import Config, QuantSection, apply_overrides
-from qlora_jax.io.build import check_storage
 from qlora_jax.memory.plan import Planner, plan
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.training.setup import embedding_on_host, quantization
+from qlora_jax.models.storing import check_storage
+from qlora_jax.training.setup import embedding_on_host, storage_rules
 
 # Nobody runs more rows at once: with this many the search has gone far enough.
 MOST_ROWS = 1 << 16
@@ -33,33 +33,35 @@ class Change:
     peak_together: int
 
 
-def changes(config: Config, geometry: ModelConfig) -> list[Change]:
+def changes(config: Config, model_config: ModelConfig) -> list[Change]:
     """What saves memory, in the order to try it.
 
     First what leaves the result as it is (fewer rows at once, more computed again), then how the base is stored, then
     what changes the training itself. Changes that save nothing, or that this model cannot have, are left out.
     """
-    before = plan(config, geometry).peak
+    before = plan(config, model_config).peak
     found: list[Change] = []
     so_far: dict[str, str] = {}
     for overrides in candidates(config):
         # What contradicts a change before it is left out, too.
-        if not can_be_stored(config, (*(f"{name}={value}" for name, value in so_far.items()), *overrides), geometry):
+        if not can_be_stored(
+            config, (*(f"{name}={value}" for name, value in so_far.items()), *overrides), model_config
+        ):
             continue
-        peak = plan(changed(config, overrides), geometry).peak
+        peak = plan(changed(config, overrides), model_config).peak
         if peak < before:
             # Of two values for one field, the first stays.
             so_far = dict(override.split("=") for override in overrides) | so_far
-            both = plan(changed(config, tuple("=".join(pair) for pair in so_far.items())), geometry).peak
+            both = plan(changed(config, tuple("=".join(pair) for pair in so_far.items())), model_config).peak
             found.append(Change(overrides, before - peak, peak, both))
     return found
 
 
-def can_be_stored(config: Config, overrides: tuple[str, ...], geometry: ModelConfig) -> bool:
+def can_be_stored(config: Config, overrides: tuple[str, ...], model_config: ModelConfig) -> bool:
     """Whether a model of this geometry can have its base stored as the changed configuration says."""
     try:
         new = changed(config, overrides)
-        check_storage(geometry, quantization(new), embedding_on_host(new))
+        check_storage(model_config, storage_rules(new), embedding_on_host(new))
     except ValueError:
         return False
     return True
@@ -123,7 +125,7 @@ def longest_sequence(planner: Planner, budget: int) -> int:
 
     The configuration's own length counts where it fits. 0 where not even 64 tokens do.
     """
-    limit = planner.config.model.max_position or planner.geometry.max_position
+    limit = planner.config.model.max_position or planner.model_config.max_position
     rows = planner.config.train.batch_size
 
     def length(units: int) -> int:

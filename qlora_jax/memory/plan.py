@@ -14,15 +14,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from qlora_jax.config import Config, DataSection, OptimSection
+from qlora_jax.config import Config, DataSection, OptimSection, Pieces, TrainSection
 from qlora_jax.device.facts import nbytes, tree_bytes
 from qlora_jax.memory.train_step import AbstractState, abstract_batch, abstract_state, dropout_key
 from qlora_jax.models.config import DTYPES, ModelConfig
-from qlora_jax.models.decoder import Decoder
-from qlora_jax.objective.tokens import vocab_slices
+from qlora_jax.objective import hidden_states
 from qlora_jax.quant.host_table import host_table
-from qlora_jax.quant.int8 import Int8Tensor
-from qlora_jax.quant.nf4 import NF4Tensor
+from qlora_jax.quant.packed import is_packed
 from qlora_jax.training.gradients import needs_own_buffers
 from qlora_jax.training.offload import HostState
 
@@ -95,13 +93,13 @@ class Breakdown:
         return {**parts, "largest_temporary": self.largest_temporary}
 
 
-def plan(config: Config, geometry: ModelConfig) -> Breakdown:
+def plan(config: Config, model_config: ModelConfig) -> Breakdown:
     """The bytes of one train step of `config` on a model of this geometry.
 
     Raises:
       ValueError: an adapter target that matches nothing.
     """
-    return Planner(config, geometry).at(config.train.batch_size, config.train.seq_len)
+    return Planner(config, model_config).at(config.train.batch_size, config.train.seq_len)
 
 
 class Residuals(NamedTuple):
@@ -124,10 +122,10 @@ _TRACED: dict[str, Residuals] = {}
 class Planner:
     """`plan` for several batches and lengths of one configuration: what does not depend on them is counted once."""
 
-    def __init__(self, config: Config, geometry: ModelConfig):
-        self.config, self.geometry = config, geometry
+    def __init__(self, config: Config, model_config: ModelConfig):
+        self.config, self.model_config = config, model_config
         self.itemsize = np.dtype(DTYPES[config.model.dtype]).itemsize
-        self._state = abstract_state(config, geometry)
+        self._state = abstract_state(config, model_config)
         self._fixed = _fixed(self._state)
         paged = isinstance(self._state.opt_state, HostState)
         table = host_table(self._state.parts.base)
@@ -149,8 +147,8 @@ class Planner:
         )
 
     def _gradients(self) -> int:
-        narrowed, trained = self.config.optim.gradients == "bf16", self._state.parts.adapters
-        buffers = 2 if needs_own_buffers(trained, self.config.train.vocab_chunk) else 1
+        narrowed, trained = self.config.optim.gradients == "bf16", self._state.parts.trained
+        buffers = 2 if needs_own_buffers(trained, self.config.train) else 1
         return buffers * sum(leaf.size * (2 if narrowed else leaf.dtype.itemsize) for leaf in jax.tree.leaves(trained))
 
     def _resized(self, batch_size: int, seq_len: int) -> Config:
@@ -159,21 +157,22 @@ class Planner:
 
     def _row_residuals(self, seq_len: int) -> Residuals:
         """The residuals of one row, traced once for all configurations that do not differ in it."""
-        one_row = dataclasses.replace(self.config.train, batch_size=1, grad_accum=1, seq_len=seq_len, loss_chunk=1)
+        one_row = TrainSection(batch_size=1, grad_accum=1, seq_len=seq_len)
         config = dataclasses.replace(
             self.config, train=one_row, optim=OptimSection(), data=DataSection(), seed=0, output_dir=""
         )
-        key = repr((config, self.geometry))
+        pieces = self.config.train.of_layers()
+        key = repr((config, pieces, self.model_config))
         if key not in _TRACED:
-            _TRACED[key] = trace_residuals(config, self._state, self.geometry.num_layers)
+            _TRACED[key] = trace_residuals(config, pieces, self._state, self.model_config.num_layers)
         return _TRACED[key]
 
     def _layer(self, rows: int, seq_len: int) -> int:
         """Working memory of one layer's backward pass: in the MLP or in the attention, whichever is more."""
-        one, copies = self.geometry, UNPACKED_WEIGHTS if self.config.method == "qlora" else SLICED_WEIGHTS
+        one, copies = self.model_config, UNPACKED_WEIGHTS if self.config.method == "qlora" else SLICED_WEIGHTS
         width, inner = one.hidden_size, one.intermediate_size
         queries, keys = one.num_heads * one.head_dim, one.num_kv_heads * one.head_dim
-        through_mlp = min(seq_len, self.config.train.mlp_chunk or seq_len)
+        through_mlp = self.config.train.mlp_tokens(seq_len)
         mlp = rows * through_mlp * MLP_ROWS * inner + copies * inner * width
         attention = rows * seq_len * (QUERY_ROWS * queries + KEY_ROWS * keys) + copies * queries * width
         adapters = ADAPTER_COPIES * self._fixed.get("adapters", 0) // one.num_layers
@@ -184,12 +183,12 @@ class Planner:
 
         Of both only the part for one slice of the vocabulary.
         """
-        slices = vocab_slices(self.config.train.vocab_chunk, self.geometry.vocab_size)
-        columns = slices.size if slices else self.geometry.vocab_size
-        chunk = 4 * columns * min(self.config.train.loss_chunk, tokens)
-        unpacked = columns * self.geometry.hidden_size * self.itemsize
-        head = self._state.parts.base.get("embed_tokens" if self.geometry.tie_embeddings else "lm_head", {})
-        packed = any(map(_is_packed, jax.tree.leaves(head, is_leaf=_is_packed)))
+        slices = self.config.train.vocab_slices(self.model_config.vocab_size)
+        columns = slices.size if slices else self.model_config.vocab_size
+        chunk = 4 * columns * self.config.train.loss_tokens(tokens)
+        unpacked = columns * self.model_config.hidden_size * self.itemsize
+        head = self._state.parts.base.get("embed_tokens" if self.model_config.tie_embeddings else "lm_head", {})
+        packed = any(map(is_packed, jax.tree.leaves(head, is_leaf=is_packed)))
         return max(LOGITS_COPIES * chunk, chunk + unpacked if packed else 0)
 
 
@@ -198,18 +197,14 @@ def _fixed(state: AbstractState) -> dict[str, int]:
     # Of a paged state only counters, a few bytes, are on the device, and not while gradients are computed.
     optimizer = 0 if isinstance(state.opt_state, HostState) else tree_bytes(state.opt_state)
     sums: collections.Counter[str] = collections.Counter(optimizer=optimizer)
-    leaves = jax.tree_util.tree_leaves_with_path((state.parts.adapters, state.parts.base), is_leaf=_is_packed)
+    leaves = jax.tree_util.tree_leaves_with_path((state.parts.trained, state.parts.base), is_leaf=is_packed)
     for path, leaf in leaves:
-        if _is_packed(leaf):
-            sums["codes"] += nbytes(leaf.codes)
-            sums["scales"] += leaf.nbytes - nbytes(leaf.codes)
+        if is_packed(leaf):
+            sums["codes"] += leaf.code_bytes
+            sums["scales"] += leaf.nbytes - leaf.code_bytes
         else:
             sums[_kind(jax.tree_util.keystr(path))] += nbytes(leaf)
     return dict(sums)
-
-
-def _is_packed(leaf: Any) -> bool:
-    return isinstance(leaf, NF4Tensor | Int8Tensor)
 
 
 def _kind(path: str) -> str:
@@ -220,22 +215,18 @@ def _kind(path: str) -> str:
     return "norms" if "norm" in path else "weights"
 
 
-def trace_residuals(config: Config, state: AbstractState, layers: int) -> Residuals:
+def trace_residuals(config: Config, pieces: Pieces, state: AbstractState, layers: int) -> Residuals:
     """What JAX hands from the forward to the backward pass of one microbatch, by its own trace of them."""
-    parts, section = state.parts, config.train
+    parts = state.parts
     microbatch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), abstract_batch(config, parts.base))
 
-    def backward(adapters, base, batch, key):
-        def hidden(adapters):
-            model: Decoder = nnx.merge(parts.graphdef, adapters, base)
-            chunks: Any = dict(remat=section.remat, mlp_chunk=section.mlp_chunk)
-            return model.hidden(
-                batch.tokens, batch.positions, batch.segment_ids, embedded=batch.embedded, key=key, **chunks
-            )
+    def backward(trained, base, batch, key):
+        def hidden(trained):
+            return hidden_states(nnx.merge(parts.graphdef, trained, base), batch, pieces, key)
 
-        return jax.vjp(hidden, adapters)[1]
+        return jax.vjp(hidden, trained)[1]
 
-    inputs = (parts.adapters, parts.base, microbatch, dropout_key(config))
+    inputs = (parts.trained, parts.base, microbatch, dropout_key(config))
     # The avals of a jaxpr say in which memory an array lies; eval_shape does not.
     kept = _counted(jax.make_jaxpr(backward)(*inputs).out_avals) - _counted(jax.tree.leaves(inputs))
     device = {leaf: count for leaf, count in kept.items() if not leaf.on_host}

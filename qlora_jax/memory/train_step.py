@@ -4,20 +4,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from qlora_jax.config import Config
+from qlora_jax.data import ARRAYS
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.models.adapters import add_adapters
-from qlora_jax.models.blocks.layers import Frozen
+from qlora_jax.models.blocks.linear import Frozen
 from qlora_jax.models.config import DTYPES, ModelConfig
 from qlora_jax.models.decoder import Decoder
+from qlora_jax.objective import objective_of
 from qlora_jax.quant.host_table import host_table
-from qlora_jax.training.batch import TensorBatch
 from qlora_jax.training.optimizer import learning_rate
-from qlora_jax.training.setup import embedding_on_host, lora_config, planned_forms, quantization, step_and_state
+from qlora_jax.training.setup import embedding_on_host, planned_forms, step_and_state, storage_rules
 from qlora_jax.training.step import Parts, split_model
 
 # The rate's schedule keeps no array, whatever the length of the run.
@@ -28,9 +28,9 @@ class AbstractState(NamedTuple):
     """What a run keeps between its steps, as shapes, and what a step does with it.
 
     Attributes:
-      parts: the model, taken apart; in a full fine-tune all weights are in its `adapters`.
+      parts: the model, taken apart.
       train_step: the jitted step, or a PagedStep.
-      opt_state: Optax's state over `(adapters, base)`, or a HostState.
+      opt_state: Optax' state over what is trained, or a HostState.
     """
 
     parts: Parts
@@ -38,16 +38,16 @@ class AbstractState(NamedTuple):
     opt_state: Any
 
 
-def abstract_state(config: Config, geometry: ModelConfig) -> AbstractState:
+def abstract_state(config: Config, model_config: ModelConfig) -> AbstractState:
     """Base, adapters and optimizer state of `config` for a model of this geometry; nothing is allocated."""
     kind = nnx.Param if config.method == "full" else Frozen
     model = abstract_model(
-        geometry,
+        model_config,
         dtype=DTYPES[config.model.dtype],
-        quantization=quantization(config),
+        rules=storage_rules(config),
         kind=kind,
         host_embedding=embedding_on_host(config),
-        forms=planned_forms(config, geometry),
+        forms=planned_forms(config, model_config),
     )
     parts = split_model(model) if config.method == "full" else _with_adapters(model, config)
     train_step, init = step_and_state(config, parts, learning_rate(config.optim, STEPS))
@@ -59,20 +59,19 @@ def _with_adapters(model: Decoder, config: Config) -> Parts:
 
     def adapt(base):
         adapted: Decoder = nnx.merge(graphdef, base)
-        add_adapters(adapted, lora_config(config), jax.random.key(config.seed))
+        add_adapters(adapted, config.lora, jax.random.key(config.seed))
         return split_model(adapted)
 
     return jax.eval_shape(adapt, base)
 
 
-def abstract_batch(config: Config, base: Any) -> TensorBatch:
-    """The shapes of one optimizer step's tokens, `[grad_accum, batch_size, seq_len]`, for this frozen state."""
+def abstract_batch(config: Config, base: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of one optimizer step's arrays, `[grad_accum, batch_size, seq_len]`, for this frozen state."""
     section = config.train
     shape = (section.grad_accum, section.batch_size, section.seq_len)
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+    arrays = {name: jax.ShapeDtypeStruct(shape, ARRAYS[name]) for name in objective_of(config).arrays}
     table = host_table(base)
-    embedded = None if table is None else table.rows_shape(shape)
-    return TensorBatch(ids, ids, ids, jax.ShapeDtypeStruct(shape, jnp.bool_), embedded)
+    return arrays if table is None else arrays | {"embedded": table.rows_shape(shape)}
 
 
 def dropout_key(config: Config) -> Any:
@@ -83,11 +82,11 @@ def dropout_key(config: Config) -> Any:
 
 
 def abstract_train_step(config: Config) -> tuple[Any, tuple]:
-    """The jitted step and its abstract arguments (adapters, optimizer state, base, batch, key) for `config`.
+    """The jitted step and its abstract arguments (trained, optimizer state, base, batch, key) for `config`.
 
     With optim.offload=host the step is a PagedStep, which lowers and compiles like a jitted function. Its memory is
     that of its largest program with all that lies on the device meanwhile, without the pages in host memory. Not shown
     by compiling: that the runtime gives a page's device memory to the next page, and how fast pages come and go.
     """
     parts, train_step, opt_state = abstract_state(config, read_config(Path(config.model.geometry)))
-    return train_step, (parts.adapters, opt_state, parts.base, abstract_batch(config, parts.base), dropout_key(config))
+    return train_step, (parts.trained, opt_state, parts.base, abstract_batch(config, parts.base), dropout_key(config))

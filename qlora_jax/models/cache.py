@@ -1,75 +1,31 @@
-"""The key/value cache of a generation, or of the texts that are being served."""
+"""The cache of a generation, or of the texts that are being served."""
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from qlora_jax.models.blocks import MIXERS
 from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.segments import stacks
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far, for every layer.
-
-    Attention multiplies both as they lie: heads are batches of matrices, and what is summed over, the head's elements
-    of k and the slots of v, stands last. In another order XLA transposes the whole cache for every token.
+    """What the mixers of all layers keep of the tokens seen so far.
 
     Attributes:
-      k: `[L, B, K, S, H]`. v: `[L, B, K, H, S]`.
+      layers: for each stack of layers, by its name, what its mixer's kind of cache is, such as KeyValues.
       length: int32 `[B]`, how many tokens each row holds; a scalar where all hold as many, which is written faster.
     """
 
-    k: Float[Array, "L B K S H"]
-    v: Float[Array, "L B K H S"]
+    layers: dict[str, Any]
     length: Int[Array, ""] | Int[Array, " B"]
 
 
-class LayerCache(NamedTuple):
-    """One layer's part of a cache, by reference: a loop over layers writes into the whole, in place.
-
-    `row` is the only row that tokens are for, or None where there are some for each.
-    """
-
-    k: Float[Array, "L B K S H"]
-    v: Float[Array, "L B K H S"]
-    layer: Int[Array, ""]
-    row: Int[Array, ""] | None = None
-
-    def append(self, k: Float[Array, "b T K H"], v: Float[Array, "b T K H"], start) -> "LayerCache":
-        """With the tokens' keys and values in the slots from `start` on: int32, a scalar or one for each row.
-
-        What lies past the last slot is dropped where each row has its own start; one start for all must leave room.
-        """
-        k, v = k.astype(self.k.dtype), v.astype(self.v.dtype)
-        if jnp.ndim(start) == 0:
-            row = 0 if self.row is None else self.row
-            k, v = k.transpose(0, 2, 1, 3)[None], v.transpose(0, 2, 3, 1)[None]
-            k = lax.dynamic_update_slice(self.k, k, (self.layer, row, 0, start, 0))
-            v = lax.dynamic_update_slice(self.v, v, (self.layer, row, 0, 0, start))
-        else:
-            row, slot = jnp.arange(k.shape[0])[:, None], start[:, None] + jnp.arange(k.shape[1])
-            how: Any = dict(mode="drop", unique_indices=True)
-            k = self.k.at[self.layer, row, :, slot].set(k, **how)
-            v = self.v.at[self.layer, row, :, :, slot].set(v, **how)
-        return self._replace(k=_as_it_lies(k), v=_as_it_lies(v))
-
-    def read(self, dtype) -> tuple[Float[Array, "b S K H"], Float[Array, "b S K H"]]:
-        """The layer's keys and values, of `row` only where there is one."""
-        k, v = (lax.dynamic_index_in_dim(whole, self.layer, 0, keepdims=False) for whole in (self.k, self.v))
-        if self.row is not None:
-            k, v = (lax.dynamic_index_in_dim(rows, self.row, 0) for rows in (k, v))
-        return k.transpose(0, 2, 1, 3).astype(dtype), v.transpose(0, 3, 1, 2).astype(dtype)
-
-
-def _as_it_lies(whole: Array) -> Array:
-    """Holds XLA to the order of the axes in memory: it would lay the cache out anew before and after the loop."""
-    return with_layout_constraint(whole, Layout(major_to_minor=tuple(range(whole.ndim))))
-
-
-def empty_cache(config: ModelConfig, batch: int, slots: int, dtype) -> Cache:
-    """A cache for `batch` texts of at most `slots` tokens."""
-    heads, head_dim = (config.num_layers, batch, config.num_kv_heads), config.head_dim
-    k, v = jnp.zeros((*heads, slots, head_dim), dtype), jnp.zeros((*heads, head_dim, slots), dtype)
-    return Cache(k, v, jnp.int32(0))
+def empty_cache(config: ModelConfig, batch: int, places: int, dtype) -> Cache:
+    """A cache for `batch` texts of at most `places` tokens."""
+    layers = {
+        stack.name: MIXERS[stack.kind.mixer].Cache.empty(config, len(stack.layers), batch, places, dtype)
+        for stack in stacks(config)
+    }
+    return Cache(layers, jnp.int32(0))

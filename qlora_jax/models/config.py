@@ -1,6 +1,7 @@
 """The geometry of a decoder, whatever family its checkpoint belongs to."""
 
 import dataclasses
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,22 @@ class RopeScaling:
         return max(stated, stretched) if self.kind in ("dynamic", "yarn") else stated
 
 
+class LayerKind(NamedTuple):
+    """What a layer is made of: keys of blocks.MIXERS and blocks.FEED_FORWARDS."""
+
+    mixer: str = "attention"
+    feed_forward: str = "mlp"
+
+
+class LayerNorms(NamedTuple):
+    """The norms of a layer by their names in checkpoints; None where there is none."""
+
+    before_mixer: str | None = "input_layernorm"
+    after_mixer: str | None = None
+    before_feed_forward: str | None = "post_attention_layernorm"
+    after_feed_forward: str | None = None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Everything about a model's shape that its config.json says; sizes in elements.
@@ -47,6 +64,10 @@ class ModelConfig:
     Attributes:
       windows: for each layer, how many tokens back attention reaches; 0 for all of them.
       attention_soft_cap: attention scores become `cap · tanh(score / cap)`; 0 for none.
+      norms: which norms a layer has.
+      fused: which of a layer's linear layers a checkpoint keeps as one, their outputs one after the other: its name,
+        and theirs, such as ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")).
+      layer_kinds: what each layer is made of; empty where all are attention and an MLP.
       qk_norm: whether queries and keys are normalised per head before the rotation.
       max_position: longest sequence that the model was made for.
       initializer_range: standard deviation of random weights.
@@ -71,6 +92,9 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     attention_soft_cap: float = 0.0
+    norms: LayerNorms = LayerNorms()
+    fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    layer_kinds: tuple[LayerKind, ...] = ()
     initializer_range: float = 0.02
 
     def __post_init__(self):
@@ -83,8 +107,14 @@ class ModelConfig:
                 f"head_dim={self.head_dim} (with {self.hidden_size} hidden_size, {self.num_heads} num_attention_heads) "
                 f"must be even and at least 2: pairs of dimensions are rotated"
             )
-        if len(self.windows) != self.num_layers:
-            raise ValueError(f"{len(self.windows)=} must equal {self.num_layers=}")
+        for name in ("windows", "kinds"):
+            if len(getattr(self, name)) != self.num_layers:
+                raise ValueError(f"len(self.{name})={len(getattr(self, name))} must equal {self.num_layers=}")
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """What each layer is made of."""
+        return self.layer_kinds or (LayerKind(),) * self.num_layers
 
 
 # The computation's number formats by the names that configurations and command lines use.

@@ -1,36 +1,22 @@
-"""Cross-entropy over hidden states: a chunk of tokens, and a slice of the vocabulary, at a time."""
+"""Log-probabilities of tokens from hidden states: a chunk of tokens, and a slice of the vocabulary, at a time.
 
-import dataclasses
+The logits of one chunk exist at a time, with slices those of one slice of the vocabulary only, for which one slice of a
+quantized head is dequantized; in the backward pass too, which computes them again. An objective goes through the chunks
+by itself and keeps of each what it needs: SFT a sum, a comparison of texts every token's log-probability.
+"""
+
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
+
+from qlora_jax.config import VocabSlices
 
 # Scores of hidden states `[N, D]`: `logits(h)` of every token, `logits(h, start, size)` of a part of the vocabulary.
 Logits = Callable[..., Float[Array, "N V"]]
-# Matrix products of a GPU like sizes of this multiple.
-ALIGNMENT = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class VocabSlices:
-    """The vocabulary in `count` slices of `size` tokens; the last one begins early enough to be whole."""
-
-    count: int
-    size: int
-    vocab: int
-
-
-def vocab_slices(chunk: int, vocab: int) -> VocabSlices | None:
-    """Equal slices of about `chunk` tokens or fewer; None, which is the whole vocabulary, where `chunk` is 0."""
-    if chunk == 0:
-        return None
-    even = -(-vocab // -(-vocab // chunk))
-    size = -(-even // ALIGNMENT) * ALIGNMENT
-    return VocabSlices(-(-vocab // size), size, vocab) if size < vocab else None
 
 
 class Running(NamedTuple):
@@ -60,39 +46,41 @@ class Running(NamedTuple):
         return self.highest + jnp.log(self.total) - self.label
 
 
-def next_token_loss(
+def token_log_probs(
     hidden: Float[Array, "B T D"],
     tokens: Int[Array, "B T"],
-    scored: Bool[Array, "B T"],
     logits: Logits,
     *,
     chunk: int,
     slices: VocabSlices | None = None,
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Summed negative log-likelihood of the scored tokens, each predicted from the one before it, and their number.
+) -> Float[Array, "B T-1"]:
+    """The log-probability of every token but each row's first, predicted from the one before it."""
 
-    The logits of `chunk` tokens exist at a time, with `slices` those of one slice of the vocabulary only, for which one
-    slice of a quantized head is dequantized; in the backward pass too, which computes them again.
-    """
-    features = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    labels, weights = tokens[:, 1:].reshape(-1), scored[:, 1:].reshape(-1)
-    padding = -labels.size % chunk
+    def body(_, xs):
+        features, labels = xs
+        return None, -chunk_losses(features, labels, logits, slices)
 
-    def chunks(x):
-        return jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
-
-    def body(total, xs):
-        features, labels, weights = xs
-        losses = _losses(features, labels, logits, slices)
-        return total + jnp.sum(jnp.where(weights, losses, 0.0)), None
-
-    with jax.named_scope("loss"):
-        total, _ = lax.scan(body, jnp.float32(0), (chunks(features), chunks(labels), chunks(weights)))
-    return total, jnp.sum(weights, dtype=jnp.int32)
+    with jax.named_scope("log_probs"):
+        _, found = lax.scan(body, None, in_chunks(chunk, hidden[:, :-1], tokens[:, 1:]))
+    rows, length = tokens.shape
+    return found.reshape(-1)[: rows * (length - 1)].reshape(rows, length - 1)
 
 
-def _losses(features, labels, logits: Logits, slices: VocabSlices | None) -> Float[Array, " N"]:
-    """The losses of one chunk of tokens, by a running log-sum-exp over the slices."""
+def in_chunks(chunk: int, *arrays: Array) -> tuple[Array, ...]:
+    """Arrays `[B, T, …]` as `[chunks, chunk, …]`, padded with zeros."""
+    padding = -(arrays[0].shape[0] * arrays[0].shape[1]) % chunk
+
+    def chunked(x):
+        flat = x.reshape(-1, *x.shape[2:])
+        return jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1)).reshape(-1, chunk, *flat.shape[1:])
+
+    return tuple(map(chunked, arrays))
+
+
+def chunk_losses(
+    features: Float[Array, "N D"], labels: Int[Array, " N"], logits: Logits, slices: VocabSlices | None
+) -> Float[Array, " N"]:
+    """The negative log-probabilities of one chunk's labels, by a running log-sum-exp over the slices."""
     if slices is None:
         whole = jax.checkpoint(lambda features: Running.start(len(labels)).add(logits(features), labels))
         return whole(features).losses()

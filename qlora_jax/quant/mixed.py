@@ -4,14 +4,15 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qlora_jax.quant.nf4 import NF4Tensor
+from qlora_jax.quant.packed import ByLayer
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class MixedStack:
+class MixedStack(ByLayer):
     """The matrices `W[N, K]` of L layers, P of them packed and Q as they were, so that none takes more than it must.
 
     Attributes:
@@ -29,6 +30,10 @@ class MixedStack:
         """(N, K) of one matrix."""
         return self.packed.shape
 
+    def at_layer(self, index: Int[Array, ""]) -> "MixedLayer":
+        """One layer of the stack, by reference."""
+        return MixedLayer(self, index)
+
     def layer(self, index: int) -> NF4Tensor | Float[Array, "N K"]:
         """One layer's matrix, as it is stored."""
         place = self.places[index]
@@ -45,3 +50,14 @@ class MixedLayer(NamedTuple):
 
     stack: MixedStack
     index: Any
+
+
+def layer_of(stack: Any, index: int) -> Any:
+    """One layer's weight of a stack `[L, …]`, as it is stored."""
+    return stack.layer(index) if isinstance(stack, MixedStack) else stack[index]
+
+
+def packed_part(stack: Any) -> NF4Tensor | None:
+    """The packed matrices of a stack; None where none is in NF4."""
+    part = stack.packed if isinstance(stack, MixedStack) else stack
+    return part if isinstance(part, NF4Tensor) else None

@@ -1,33 +1,43 @@
-"""From a run folder to what export.py writes."""
+"""From a run folder, or an adapter of any origin, to a folder that other tools read."""
 
-import argparse
 import dataclasses
+import logging
 import shutil
-import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import jax
 
-from qlora_jax.config import Config, from_dict
+from qlora_jax.config import Config, QuantSection, from_dict
 from qlora_jax.data import load_chat_template
-from qlora_jax.io.build import Quantization, abstract_model
+from qlora_jax.io.build import abstract_model
 from qlora_jax.io.chat_template import read_chat_template
 from qlora_jax.io.checkpoint import Checkpoints
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import read_config, resolve_folder
 from qlora_jax.io.identity import SAMPLE
-from qlora_jax.io.peft import Adapter, read_adapter, write_adapter
+from qlora_jax.io.peft import Adapter, TrainedOn, read_adapter, write_adapter
 from qlora_jax.io.peft_config import CONFIG, read_settings
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.config import DTYPES
+from qlora_jax.quant.rules import packed
+from qlora_jax.run.choices import check_choice
 from qlora_jax.run.load import quantization_of
 from qlora_jax.training.run_folder import CHECKPOINTS, open_checkpoints, read_record
-from qlora_jax.training.setup import lora_config, recorded_quantization
+from qlora_jax.training.setup import storage_record
 from qlora_jax.training.step import split_model
 
+logger = logging.getLogger(__name__)
+
+Format = Literal["peft", "merged", "bnb4"]
+MergeInto = Literal["original", "dequantized"]
+ADAPTER_ALREADY = "--adapter is an adapter of PEFT's already: use --format merged or bnb4, without --step"
 LOSES = "note: quantizing after merging loses part of the fine-tune; a 4-bit base with the adapter beside it does not"
 
 
@@ -39,54 +49,125 @@ def read_run(run: Path) -> Config:
     return from_dict(read_record(run))
 
 
-def adapter_folder(run: Path, config: Config, step: int | str | None) -> Path:
-    """The run's final adapter; or that of a checkpoint, written to a temporary folder for the caller to remove."""
+@contextmanager
+def _adapter_folder(run: Path, config: Config, step: int | str | None) -> Iterator[Path]:
+    """The run's final adapter; or that of a checkpoint, in a temporary folder that goes with the block."""
     steps = Checkpoints.steps_in(run / CHECKPOINTS)
-    if step is not None:
-        if step != "best" and step not in steps:
-            raise ValueError(f"--step {step}: {run} holds checkpoints of steps {steps}")
-        return _checkpoint_adapter(run, config, step)
-    if not (run / "adapter").exists():
-        raise FileNotFoundError(f"{run} has not finished: continue it, or pass --step with one of {steps}")
-    return run / "adapter"
-
-
-def export_run(config: Config, adapter: Path, out: Path, options: argparse.Namespace) -> None:
-    """Writes a run's adapter in `options.format`. Raises what the writers raise."""
-    if options.format == "peft":
-        with new_folder(out, needed=sum(file.stat().st_size for file in adapter.iterdir())) as partial:
-            shutil.copytree(adapter, partial, dirs_exist_ok=True)
+    if step is None:
+        if not (run / "adapter").exists():
+            raise FileNotFoundError(f"{run} has not finished: continue it, or pass --step with one of {steps}")
+        yield run / "adapter"
         return
-    base = resolve_folder(options.model or config.model.path)
-    # Training saw the dequantized weights in the run's dtype; the original ones keep the folder's.
-    dtype = config.model.dtype if options.merge_into == "dequantized" else None
-    packing = Quantization(**dataclasses.asdict(config.quant))
-    found = _with_template(read_adapter(adapter, TensorFolder(base)), config)
-    _merge(base, found, out, options, packing, dtype)
+    if step != "best" and step not in steps:
+        raise ValueError(f"--step {step}: {run} holds checkpoints of steps {steps}")
+    with tempfile.TemporaryDirectory(prefix="qlora-jax-") as folder:
+        yield _checkpoint_adapter(run, config, step, Path(folder) / "adapter")
 
 
-def export_adapter(folder: Path, out: Path, options: argparse.Namespace) -> None:
-    """Writes any adapter with its base in `options.format`. Raises what the writers raise."""
-    if options.format == "peft" or options.step is not None:
-        raise ValueError("--adapter is an adapter of PEFT's already: use --format merged or bnb4, without --step")
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """How a base and an adapter become one model: the fields that `export` has, too.
+
+    Attributes:
+      format: "merged" or "bnb4".
+      dtype: of merged weights; None keeps that of what is merged into.
+      packing: how the base was stored in training, or is to be.
+    """
+
+    format: Format
+    merge_into: MergeInto
+    dtype: str | None
+    packing: QuantSection
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    format: Format = "merged",
+    merge_into: MergeInto = "original",
+    step: int | Literal["best"] | None = None,
+    model: str | Path | None = None,
+    dtype: str | None = None,
+) -> Path:
+    """Writes what a run has learned into a new folder, which it returns.
+
+    Args:
+      run: the run folder.
+      format: "peft" is the adapter alone, "merged" the whole model with it added in, "bnb4" that in NF4 again.
+      merge_into: with "merged" the original weights in their dtype, or the dequantized ones in the run's.
+      step: a checkpoint instead of the run's final state; "best" is the one with the lowest eval_loss.
+      model: the base, where it is not where the run says.
+      dtype: of merged weights, a key of DTYPES; else see `merge_into`.
+
+    Raises:
+      ValueError, FileNotFoundError, NotImplementedError: with what is missing, wrong or unsupported.
+    """
+    _check_words(format, merge_into, dtype)
+    run, out = Path(run), Path(out)
+    config = read_run(run)
+    if config.method == "full":
+        return copy_full(run, out, format, step)
+    with _adapter_folder(run, config, step) as folder:
+        if format == "peft":
+            return _copied(folder, out)
+        base = resolve_folder(str(model or config.model.path))
+        # Training saw the dequantized weights in the run's dtype; the original ones keep the folder's.
+        seen = config.model.dtype if merge_into == "dequantized" else None
+        packing = config.quant
+        found = _with_template(read_adapter(folder, TensorFolder(base)), config)
+        how = Merged(format=format, merge_into=merge_into, dtype=dtype or seen, packing=packing)
+        return _merge(base, found, out, how)
+
+
+def export_adapter(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    format: Format = "merged",
+    merge_into: MergeInto = "original",
+    model: str | Path | None = None,
+    dtype: str | None = None,
+) -> Path:
+    """Writes any PEFT adapter with its base into a new folder, which it returns; `model` where it names none.
+
+    The other arguments are those of `export`, which also says what is raised.
+    """
+    _check_words(format, merge_into, dtype)
+    folder = Path(adapter)
+    if format == "peft":
+        raise ValueError(ADAPTER_ALREADY)
     named = read_settings(folder / CONFIG).get("base_model_name_or_path") if (folder / CONFIG).exists() else None
-    model = options.model or named
-    if not model:
+    source = model or named
+    if not source:
         raise ValueError(f"{folder} names no base model: give it with --model")
-    base = resolve_folder(model)
-    adapter = read_adapter(folder, TensorFolder(base))
-    _merge(base, adapter, out, options, quantization_of(adapter), None)
+    base = resolve_folder(str(source))
+    found = read_adapter(folder, TensorFolder(base))
+    how = Merged(format=format, merge_into=merge_into, dtype=dtype, packing=quantization_of(found))
+    return _merge(base, found, Path(out), how)
 
 
-def _merge(
-    base: Path, adapter: Adapter, out: Path, options: argparse.Namespace, packing: Quantization, dtype: str | None
-) -> None:
-    if options.format == "bnb4":
-        print(LOSES, file=sys.stderr)
-        export_bnb4(base, out, adapter, double=packing.double)
-        return
-    name = options.dtype or dtype
-    export_merged(base, adapter, out, into=options.merge_into, quantization=packing, dtype=name and DTYPES[name])
+def _check_words(format: str, merge_into: str, dtype: str | None) -> None:
+    check_choice("format", format, get_args(Format))
+    check_choice("merge_into", merge_into, get_args(MergeInto))
+    if dtype is not None:
+        check_choice("dtype", dtype, DTYPES)
+
+
+def _merge(base: Path, adapter: Adapter, out: Path, how: Merged) -> Path:
+    if how.format == "bnb4":
+        logger.warning(LOSES)
+        export_bnb4(base, out, adapter, double=how.packing.double)
+        return out
+    dtype = how.dtype and DTYPES[how.dtype]
+    export_merged(base, adapter, out, into=how.merge_into, rules=packed(how.packing), dtype=dtype)
+    return out
+
+
+def _copied(folder: Path, out: Path) -> Path:
+    with new_folder(out, needed=sum(file.stat().st_size for file in folder.iterdir())) as partial:
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
+    return out
 
 
 def _with_template(adapter: Adapter, config: Config) -> Adapter:
@@ -96,36 +177,33 @@ def _with_template(adapter: Adapter, config: Config) -> Adapter:
     return dataclasses.replace(adapter, chat_template=load_chat_template(config.data.chat_template))
 
 
-def copy_full(run: Path, out: Path, form: str, step: int | str | None) -> None:
+def copy_full(run: Path, out: Path, form: Format, step: int | str | None) -> Path:
     """The model of a full fine-tune, which is a Hugging Face folder already."""
     if form != "merged" or step is not None:
         raise ValueError("a run with method=full has no adapter: use --format merged, without --step")
     model = run / "model"
     if not model.exists():
         raise FileNotFoundError(f"{run} has not finished: continue it with the same command")
-    with new_folder(out, needed=sum(file.stat().st_size for file in model.iterdir())) as partial:
-        shutil.copytree(model, partial, dirs_exist_ok=True)
+    return _copied(model, out)
 
 
-def _checkpoint_adapter(run: Path, config: Config, step: int | str) -> Path:
+def _checkpoint_adapter(run: Path, config: Config, step: int | str, folder: Path) -> Path:
     """The adapter of a checkpoint in PEFT's format; the base's shapes are enough to build it."""
     source = Path(config.model.geometry) if config.model.weights == "random" else resolve_folder(config.model.path)
     model = abstract_model(read_config(source))
-    targets = add_adapters(model, lora_config(config), jax.random.key(config.seed))
+    targets = add_adapters(model, config.lora, jax.random.key(config.seed))
     parts = split_model(model)
-    checkpoints = open_checkpoints(run, config)
-    number = checkpoints.best if step == "best" else int(step)
-    meta = checkpoints.meta(number)
-    model = parts._replace(adapters=checkpoints.restore(number, adapters=parts.adapters)["adapters"]).merge()
-    folder = Path(tempfile.mkdtemp(prefix="qlora-jax-")) / "adapter"
+    with closing(open_checkpoints(run, config)) as checkpoints:
+        number = checkpoints.best if step == "best" else int(step)
+        meta = checkpoints.meta(number)
+        model = parts._replace(trained=checkpoints.restore(number, adapters=parts.trained)["adapters"]).merge()
+    extra = storage_record(config) | {name: meta[name] for name in (SAMPLE,) if name in meta}
     write_adapter(
         folder,
         model,
-        lora_config(config),
+        config.lora,
         targets,
-        base=config.model.path,
-        base_hash=meta["base_hash"],
-        extra={**recorded_quantization(config), **{name: meta[name] for name in (SAMPLE,) if name in meta}},
+        TrainedOn(config.model.path, meta["base_hash"], extra),
         chat_template=read_chat_template(run),
     )
     return folder

@@ -1,50 +1,85 @@
-"""What generate.py, evaluate.py and serve.py share: a model folder, with or without an adapter, ready to run."""
+"""A model folder, with or without an adapter, ready to write texts; and what of it serving needs, too."""
 
-import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qlora_jax import kernels
+from qlora_jax.config import QuantSection
 from qlora_jax.data import limit_vocabulary, load_chat_template, load_tokenizer
 from qlora_jax.data.tokenizer import Tokenizer
-from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import load_model, read_config, resolve_folder
 from qlora_jax.io.json_object import read_object
 from qlora_jax.io.peft import Adapter, attach_adapter, read_adapter
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.config import DTYPES
-from qlora_jax.training.step import Parts, split_model
+from qlora_jax.quant.rules import rules_for
+from qlora_jax.run.choices import check_choice
+from qlora_jax.run.text_model import TextModel
+from qlora_jax.training.step import split_model
+
+QUANT = ("auto", "none", "nf4")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, adapter: bool = True) -> None:
-    """--model, --quant, --dtype, --chat-template, and --adapter."""
-    parser.add_argument("--model", required=True, metavar="DIR|HUB_ID", help="a Hugging Face model")
-    if adapter:
-        parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter folder")
-    parser.add_argument("--quant", choices=("auto", "none", "nf4"), default="auto", help="auto: what the folder holds")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format of the computation")
-    parser.add_argument(
-        "--chat-template",
-        metavar="FILE|chatml",
-        help="a Jinja file, or a built-in one, before the adapter's own and the model's",
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Which model is loaded, and how.
+
+    Attributes:
+      path: a Hugging Face folder, or a name on the Hub.
+      adapter: a PEFT adapter folder, or None.
+      quant: "auto" is what the folder holds; "none" or "nf4".
+      dtype: number format of the computation, a key of DTYPES.
+      chat_template: a Jinja file, or "chatml", before the adapter's own and the model's.
+    """
+
+    path: str | Path
+    adapter: str | Path | None = None
+    quant: str = "auto"
+    dtype: str = "bf16"
+    chat_template: str | None = None
+
+
+def load(
+    path: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    quant: str = "auto",
+    dtype: str = "bf16",
+    chat_template: str | None = None,
+) -> TextModel:
+    """A model, with or without an adapter, ready to write texts. The arguments are those of ModelSource.
+
+    Raises:
+      ValueError, FileNotFoundError, NotImplementedError: with what is missing, wrong or unsupported.
+    """
+    return opened(ModelSource(path=path, adapter=adapter, quant=quant, dtype=dtype, chat_template=chat_template))
+
+
+def opened(model: TextModel | ModelSource | str | Path) -> TextModel:
+    """The model, loaded where it is not yet. Raises what `load` does."""
+    if isinstance(model, TextModel):
+        return model
+    source = model if isinstance(model, ModelSource) else ModelSource(path=model)
+    check_choice("quant", source.quant, QUANT)
+    check_choice("dtype", source.dtype, DTYPES)
+    dtype = DTYPES[source.dtype]
+    kernels.available(dtype)
+    folder = resolve_folder(str(source.path))
+    model_config = read_config(folder)
+    adapter = read_adapter(Path(source.adapter), TensorFolder(folder)) if source.adapter else None
+    tokenizer = open_tokenizer(folder, chosen=source.chat_template, adapter=adapter)
+    limit_vocabulary(tokenizer, model_config.vocab_size)
+    packing = quantization_of(adapter)
+    loaded = load_model(folder, dtype=dtype, rules=rules_for(source.quant, packing))
+    if adapter is not None:
+        attach_adapter(loaded.model, adapter, base_hash=loaded.content_hash)
+    return TextModel(
+        parts=split_model(loaded.model),
+        tokenizer=tokenizer,
+        stop_ids=tuple(stop_ids_of(folder, tokenizer)),
+        max_position=model_config.max_position,
     )
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A model taken apart for jit, its tokenizer and its folder."""
-
-    parts: Parts
-    tokenizer: Any
-    folder: Path
-    max_position: int
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """Tokens that end a text."""
-        return stop_ids_of(self.folder, self.tokenizer)
 
 
 def open_tokenizer(folder: Path, *, chosen: str | None, adapter: Adapter | None = None) -> Tokenizer:
@@ -74,23 +109,8 @@ def stop_ids_of(folder: Path, tokenizer: Tokenizer) -> list[int]:
     return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
 
 
-def quantization_of(adapter: Adapter | None) -> Quantization:
+def quantization_of(adapter: Adapter | None) -> QuantSection:
     """How the base was stored when the adapter was trained, as recorded beside it; the default for any other."""
     recorded = adapter.extra if adapter else {}
-    names = {field.name for field in dataclasses.fields(Quantization)}
-    return Quantization(**{name: value for name, value in recorded.items() if name in names})
-
-
-def prepare_model(options: argparse.Namespace) -> Ready:
-    """Loads what the arguments name. Raises the loaders' ValueError, FileNotFoundError or NotImplementedError."""
-    kernels.available(DTYPES[options.dtype])
-    folder = resolve_folder(options.model)
-    geometry = read_config(folder)
-    adapter = read_adapter(Path(options.adapter), TensorFolder(folder)) if options.adapter else None
-    tokenizer = open_tokenizer(folder, chosen=options.chat_template, adapter=adapter)
-    limit_vocabulary(tokenizer, geometry.vocab_size)
-    packing = quantization_of(adapter)
-    loaded = load_model(folder, dtype=DTYPES[options.dtype], quant=options.quant, quantization=packing)
-    if adapter is not None:
-        attach_adapter(loaded.model, adapter, base_hash=loaded.content_hash)
-    return Ready(split_model(loaded.model), tokenizer, folder, geometry.max_position)
+    names = {field.name for field in dataclasses.fields(QuantSection)}
+    return QuantSection(**{name: value for name, value in recorded.items() if name in names})

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +15,11 @@ from qlora_jax.io.hf import read_config
 from qlora_jax.memory.advice import Change, changes, largest_batch, longest_sequence
 from qlora_jax.memory.compile import CompilerMissing, compile_for
 from qlora_jax.memory.plan import Breakdown, Planner
-from qlora_jax.memory.targets import GPUS, Card
+from qlora_jax.memory.targets import GPUS, Card, find_card
 from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models.config import ModelConfig
+from qlora_jax.run.observing import Progress, observer_of
+from qlora_jax.training.observer import Observer
 from qlora_jax.training.setup import check_length, for_geometry, with_method
 
 METHODS: tuple[Literal["full", "lora", "qlora"], ...] = ("full", "lora", "qlora")
@@ -28,7 +29,7 @@ CONTEXT = 700_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the command found out; sizes in bytes.
+    """What a plan found out; sizes in bytes.
 
     Attributes:
       breakdowns: the arithmetic of each of METHODS.
@@ -39,7 +40,7 @@ class Report:
     """
 
     config: Config
-    geometry: ModelConfig
+    model_config: ModelConfig
     card: Card
     breakdowns: Mapping[Literal["full", "lora", "qlora"], Breakdown]
     compiled: int | None
@@ -99,36 +100,42 @@ class Report:
         }
 
 
-def make_report(config: Config, card: Card) -> Report:
-    """Plans `config` for a card.
+def plan(config: Config, gpu: str | Card, *, progress: Progress = False) -> Report:
+    """How much memory a train step of `config` needs, and whether it fits a GPU, which need not be there.
 
     The searches use the arithmetic, in proportion to what the compiler found: so the configuration's own batch and
     length are among those that fit exactly if it fits.
 
+    Args:
+      gpu: a card, its name such as "rtx4090", or a size such as "48GB".
+      progress: as in `train`.
+
     Raises:
       FileNotFoundError: the model's geometry is not on this machine.
+      ValueError: no such card, or a configuration that the model cannot have.
     """
+    card = find_card(gpu) if isinstance(gpu, str) else gpu
     config = with_geometry(config)
-    geometry = read_config(Path(config.model.geometry))
-    config = for_geometry(config, geometry)
-    check_length(config, geometry.max_position)
-    planners = {m: Planner(with_method(config, m), geometry) for m in METHODS}
+    model_config = read_config(Path(config.model.geometry))
+    config = for_geometry(config, model_config)
+    check_length(config, model_config.max_position)
+    planners = {m: Planner(with_method(config, m), model_config) for m in METHODS}
     planner = planners[config.method]
     section = config.train
     breakdowns = {m: one.at(section.batch_size, section.seq_len) for m, one in planners.items()}
-    compiled, how = compiled_peak(config, card)
+    compiled, how = compiled_peak(config, card, observer_of(progress))
     peak = breakdowns[config.method].peak
     budget = math.floor((card.capacity - CONTEXT) * peak / (compiled or peak))
     return Report(
         config=config,
-        geometry=geometry,
+        model_config=model_config,
         card=card,
         breakdowns=breakdowns,
         compiled=compiled,
         how=how,
         largest_batch=largest_batch(planner, budget),
         longest_sequence=longest_sequence(planner, budget),
-        changes=tuple(changes(config, geometry)),
+        changes=tuple(changes(config, model_config)),
     )
 
 
@@ -150,11 +157,11 @@ def with_geometry(config: Config) -> Config:
     )
 
 
-def compiled_peak(config: Config, card: Card) -> tuple[int | None, str]:
+def compiled_peak(config: Config, card: Card, observer: Observer) -> tuple[int | None, str]:
     """(the peak that XLA states for the step on this card, or None where it cannot say; that in words)."""
     name = GPUS[card.compiled_as].name
     target = f"{name} (standing in for {card.name})" if card.stands_in else name
-    print(f"compiling the {config.method} train step for {target} …", file=sys.stderr, flush=True)
+    observer.note(f"compiling the {config.method} train step for {target} …")
     try:
         with kernels.using(config.model.kernels):
             step, arguments = abstract_train_step(config)
@@ -165,5 +172,5 @@ def compiled_peak(config: Config, card: Card) -> tuple[int | None, str]:
         how = f"arithmetic, not compiled: XLA does not compile it for {name}: {str(error).splitlines()[0]}"
     else:
         return peak, f"compiled by XLA for {target}"
-    print(how, file=sys.stderr, flush=True)
+    observer.note(how)
     return None, how

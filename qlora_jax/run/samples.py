@@ -11,13 +11,11 @@ import numpy as np
 from qlora_jax.data import Encoded
 from qlora_jax.generation import Generator, bucket
 from qlora_jax.quant.host_table import with_table_on_device
+from qlora_jax.run.groups import groups
 from qlora_jax.training.step import Parts
 
 logger = logging.getLogger(__name__)
 
-BATCH = 64
-# Tokens, padding included, whose keys and values are kept at once: 8.6 GB for a 7B without grouped queries.
-SLOTS = 16_384
 # What a sample may say where its row expects less.
 SHORTEST_SAMPLE = 48
 # The same text may be said in more tokens than a tokenizer would take for it.
@@ -111,32 +109,21 @@ class Answerer:
         """The new ids of each turn, at most as many as are wanted and there are positions for."""
         limits = [min(n, self._positions - len(turn.prompt)) for turn, n in zip(turns, wanted, strict=True)]
         base = with_table_on_device(self._parts.base)
-        generator = Generator(self._parts.graphdef, self._parts.adapters, base, stop_ids=sorted(stops))
+        generator = Generator(self._parts.graphdef, self._parts.trained, base, stop_ids=sorted(stops))
         found: list[list[int]] = [[] for _ in turns]
-        # The longest first: what does not fit the device says so at once.
-        left = sorted((i for i, limit in enumerate(limits) if limit > 0), key=lambda i: -len(turns[i].prompt))
-        most = bucket(max(limits, default=1))
-        whole = len(left)
-        while left:
-            rows = _rows(len(turns[left[0]].prompt), most)
-            group, left = left[:rows], left[rows:]
-            # Filled up, the last group keeps the compiled shape.
-            filled = group + [group[0]] * (rows - len(group) if whole > rows else 0)
+        open_turns = [i for i, limit in enumerate(limits) if limit > 0]
+        lengths = [len(turns[i].prompt) for i in open_turns]
+        for group in groups(lengths, bucket(max(limits, default=1))):
+            rows, filled = ([open_turns[i] for i in indices] for indices in (group.rows, group.filled))
             prompts = [turns[i].prompt.tolist() for i in filled]
             new = generator.generate(prompts, max_new_tokens=[limits[i] for i in filled])
-            for i, ids in zip(group, new, strict=False):
+            for i, ids in zip(rows, new, strict=False):
                 found[i] = ids
         return found
 
     def _say_short(self, short: int, total: int) -> None:
         if short:
             announce(f"{short} of {total} answers are shortened: the model's {self._positions} positions end there")
-
-
-def _rows(prompt: int, new: int) -> int:
-    """How many texts are written at once: a power of two, so that few shapes are compiled."""
-    fitting = max(SLOTS // (bucket(prompt) + new), 1)
-    return min(BATCH, 1 << (fitting.bit_length() - 1))
 
 
 @functools.cache

@@ -1,13 +1,13 @@
 """One training run from its configuration to its report."""
 
+import dataclasses
 import json
 import math
-import statistics
-import sys
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -17,22 +17,21 @@ from qlora_jax.data import Encoded, limit_vocabulary, load_chat_template, load_t
 from qlora_jax.device.facts import memory_in_use, peak_memory
 from qlora_jax.io.chat_template import Templates
 from qlora_jax.io.hf import read_config
-from qlora_jax.io.peft import write_adapter
+from qlora_jax.io.peft import TrainedOn, write_adapter
 from qlora_jax.io.save import write_model
-from qlora_jax.models.adapters import adapter_count
 from qlora_jax.models.config import DTYPES, ModelConfig
-from qlora_jax.models.table import count_parameters
-from qlora_jax.report.run import Sample, write_report
-from qlora_jax.report.words import size
+from qlora_jax.report.run import Sample
 from qlora_jax.run.load import stop_ids_of
-from qlora_jax.run.memory_bars import memory_bars
+from qlora_jax.run.observing import Progress, observer_of
 from qlora_jax.run.out_of_memory import explains_out_of_memory, warn_if_too_large
 from qlora_jax.run.samples import Answerer
+from qlora_jax.run.train_report import report, summary, trainable
+from qlora_jax.run.train_result import TrainResult
 from qlora_jax.training.assumptions import assumptions
 from qlora_jax.training.dataset import Dataset, prepare, random_tokens
 from qlora_jax.training.lock import RunLock
-from qlora_jax.training.loop import Loop
-from qlora_jax.training.metrics import read_rows
+from qlora_jax.training.loop import Hooks, Loop
+from qlora_jax.training.observer import Observer
 from qlora_jax.training.run_folder import (
     RECORD,
     SUMMARY,
@@ -44,7 +43,6 @@ from qlora_jax.training.run_folder import (
     enter_run_folder,
     explains_full_disk,
     finished_beyond,
-    read_changes,
     record_run,
     start_step,
     write_summary,
@@ -54,20 +52,34 @@ from qlora_jax.training.setup import (
     base_folder,
     check_length,
     for_geometry,
-    lora_config,
     make_trainer,
-    recorded_quantization,
+    storage_record,
 )
 from qlora_jax.training.signals import Stopped, StopRequest
 
 BEFORE = "samples_before.json"
+DETERMINISTIC = "--xla_gpu_deterministic_ops"
 
 
-def train(config: Config) -> int:
-    """Runs (or continues) the run of `config.output_dir`; returns the exit code: 128 + N when signal N stopped it.
+def train(config: Config, *, progress: Progress = False) -> TrainResult:
+    """Runs (or continues) the run of `config.output_dir`.
 
     Everything that can be wrong with the input is checked before the run folder is written.
+
+    In the main thread SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 end the run within a step, its state saved: this
+    returns, with the signal in the result's `stopped`, and the same call goes on from there. What computes meanwhile is
+    left to itself. In other threads signals are the main thread's matter.
+
+    Args:
+      progress: True shows what is going on on standard error, as the command does; an Observer hears of it. Else notes
+        go to the log.
+
+    Raises:
+      ValueError, FileNotFoundError, NotImplementedError: with what is missing, wrong or unsupported.
+      Diverged: a loss is no finite number any more.
+      OutOfMemory: the device has too little; the message says what to change.
     """
+    observer = observer_of(progress)
 
     def choice():
         return kernels.using(config.model.kernels)
@@ -77,57 +89,61 @@ def train(config: Config) -> int:
         folder = check_run_folder(config)
         try:
             with RunLock(folder) as lock:
-                return _train(config, folder, lock, stop)
+                _train(config, folder, lock, Hooks(stop=stop, observer=observer))
         except Stopped as stopped:
-            _say(str(stopped))
-            return 128 + stopped.signal
+            observer.note(str(stopped))
+            return TrainResult(folder=folder, stopped=stopped.signal)
+    return TrainResult(folder=folder)
 
 
-def _train(config: Config, folder: Path, lock: RunLock, stop: StopRequest) -> int:
+def _train(config: Config, folder: Path, lock: RunLock, hooks: Hooks) -> None:
+    stop, observer = hooks.stop, hooks.observer
     source = stop.beside(lambda: base_folder(config))  # which may have to come from the Hub
-    geometry = read_config(source or Path(config.model.geometry))
-    config = for_geometry(config, geometry)
+    model_config = read_config(source or Path(config.model.geometry))
+    config = for_geometry(config, model_config)
     check_same_run(config)
     is_begun = (folder / RECORD).exists()
     if is_begun:
         enter_run_folder(lock, config, begun=True)
     start = start_step(config)
-    check_length(config, geometry.max_position)
+    check_length(config, model_config.max_position)
     tokenizer = None if source is None else _tokenizer(config, source)
     chat_template = tokenizer and tokenizer.chat_template
     today = begun(folder)
-    dataset = stop.beside(lambda: _dataset(config, tokenizer, geometry, today))
+    dataset = stop.beside(lambda: _dataset(config, tokenizer, model_config, today, observer))
     steps = config.train.steps or math.ceil((config.train.epochs or 1) * len(dataset.batches))
     if finished_beyond(config, steps):
-        _say(f"{folder} holds a finished run of more than {steps} steps: it is left as it is")
-        return 0
+        observer.note(f"{folder} holds a finished run of more than {steps} steps: it is left as it is")
+        return
     assumed = assumptions(dataset, tokenizer, steps)
     changed = check_assumptions(config, start, assumed) if start else []
-    warn_if_too_large(config, geometry)
+    _warn_if_not_deterministic(config, observer)
+    warn_if_too_large(config, model_config, observer)
     held_before = peak_memory() or 0
-    with explains_out_of_memory(config, geometry):
+    with explains_out_of_memory(config, model_config):
         trainer = stop.beside(lambda: make_trainer(config, source, steps))
         if start:
             check_same_base(config, start, trainer.loaded.content_hash)
         if changed:
-            _say(f"going on from step {start} with changes: {'; '.join(changed)}")
-        _say(f"{config.method}: {_trainable(trainer, geometry)}; {steps} steps; {memory_in_use()}")
+            observer.note(f"going on from step {start} with changes: {'; '.join(changed)}")
+        observer.note(f"{config.method}: {trainable(trainer, model_config)}; {steps} steps; {memory_in_use()}")
         with explains_full_disk(folder):
             enter_run_folder(lock, config, begun=is_begun)
             record_run(config, chat_template, today, {"step": start, "changed": changed} if changed else None)
-            loop = Loop(trainer, dataset, folder, assumed, _exact_match(config, dataset, geometry, tokenizer), stop)
-            _run(config, folder, loop, geometry, tokenizer, source)
+            exact_match = _exact_match(config, dataset, model_config, tokenizer)
+            loop = Loop(trainer, dataset, folder, assumed, dataclasses.replace(hooks, extra_metrics=exact_match))
+            with closing(loop.checkpoints):
+                _run(config, folder, loop, model_config, tokenizer, source)
             # A run that was complete already compiles nothing and keeps the figures that it has.
             if loop.compiled_bytes or not (folder / SUMMARY).exists():
-                write_summary(folder, summary(trainer, geometry, loop, held_before))
-    return 0
+                write_summary(folder, summary(trainer, model_config, loop, held_before))
 
 
-def _run(config: Config, folder: Path, loop: Loop, geometry: ModelConfig, tokenizer, source: Path | None) -> None:
+def _run(config: Config, folder: Path, loop: Loop, model_config: ModelConfig, tokenizer, source: Path | None) -> None:
     """Trains, and writes what the run gives."""
     trainer, dataset = loop.trainer, loop.dataset
     shown = _shown(config, dataset)
-    before = _samples_before(folder, loop, shown, tokenizer and _answerer(trainer, geometry, tokenizer))
+    before = _samples_before(folder, loop, shown, tokenizer and _answerer(trainer, model_config, tokenizer))
     try:
         loop.run()
     finally:
@@ -135,25 +151,22 @@ def _run(config: Config, folder: Path, loop: Loop, geometry: ModelConfig, tokeni
     _save_result(config, folder, trainer, source, tokenizer and tokenizer.chat_template)
     samples: list[Sample] = []
     if tokenizer and shown:
-        samples = loop.stop.beside(lambda: _samples(shown, _answerer(trainer, geometry, tokenizer), before))
-    _report(config, folder, loop, trainer, geometry, samples)
+        samples = loop.stop.beside(lambda: _samples(shown, _answerer(trainer, model_config, tokenizer), before))
+    report(config, folder, loop, trainer, model_config, samples)
 
 
-def _before_and_after(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each figure of the evaluations: the untrained model's and the trained one's."""
-    evaluations = [row for row in rows if "eval_loss" in row]
-    if len(evaluations) < 2:
-        return []
-    first, last = evaluations[0], evaluations[-1]
-    both = [name for name in last if name != "step" and None not in (first.get(name), last[name])]
-    return [f"{name}: {first[name]:.4f} before, {last[name]:.4f} after" for name in both]
+def _warn_if_not_deterministic(config: Config, observer: Observer) -> None:
+    """The command sets XLA's flag before JAX starts; a Python program has to do so itself."""
+    needed = config.train.deterministic and jax.default_backend() == "gpu"
+    if needed and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        observer.warn(f"train.deterministic=True has no effect: set XLA_FLAGS={DETERMINISTIC}=true before JAX starts")
 
 
-def _dataset(config: Config, tokenizer, geometry: ModelConfig, today: datetime) -> Dataset:
+def _dataset(config: Config, tokenizer, model_config: ModelConfig, today: datetime, observer: Observer) -> Dataset:
     if tokenizer is None:
-        _say("model.weights=random without a tokenizer: training on random tokens, for speed and memory only")
-        return random_tokens(config, geometry.vocab_size)
-    limit_vocabulary(tokenizer, geometry.vocab_size)
+        observer.note("model.weights=random without a tokenizer: training on random tokens, for speed and memory only")
+        return random_tokens(config, model_config.vocab_size)
+    limit_vocabulary(tokenizer, model_config.vocab_size)
     return prepare(config, tokenizer, today)
 
 
@@ -165,17 +178,17 @@ def _tokenizer(config: Config, source: Path):
     return tokenizer
 
 
-def _answerer(trainer: Trainer, geometry: ModelConfig, tokenizer) -> Answerer:
+def _answerer(trainer: Trainer, model_config: ModelConfig, tokenizer) -> Answerer:
     """The model as it is now, for answers no longer than it was made for."""
-    folder, positions = trainer.loaded.folder, trainer.config.model.max_position or geometry.max_position
+    folder, positions = trainer.loaded.folder, trainer.config.model.max_position or model_config.max_position
     stop_ids = stop_ids_of(folder, tokenizer) if folder else [tokenizer.eos_token_id]
     return Answerer(trainer.parts, tokenizer, stop_ids=stop_ids, positions=positions)
 
 
-def _exact_match(config: Config, dataset: Dataset, geometry: ModelConfig, tokenizer):
+def _exact_match(config: Config, dataset: Dataset, model_config: ModelConfig, tokenizer):
     if not config.data.exact_match or not dataset.eval_documents:
         return None
-    return lambda trainer: _answerer(trainer, geometry, tokenizer).exact_match(dataset.eval_documents)
+    return lambda trainer: _answerer(trainer, model_config, tokenizer).exact_match(dataset.eval_documents)
 
 
 def _shown(config: Config, dataset: Dataset) -> list[Encoded]:
@@ -213,59 +226,8 @@ def _save_result(
     write_adapter(
         folder / "adapter",
         model,
-        lora_config(config),
+        config.lora,
         trainer.targets,
-        base=config.model.path,
-        base_hash=trainer.loaded.content_hash,
-        extra=recorded_quantization(config),
+        TrainedOn(config.model.path, trainer.loaded.content_hash, storage_record(config)),
         chat_template=chat_template,
     )
-
-
-def _report(config: Config, folder: Path, loop: Loop, trainer: Trainer, geometry: ModelConfig, samples) -> None:
-    rows, compiled = read_rows(folder / "metrics.jsonl"), loop.compiled_bytes
-    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
-    facts = {
-        "Method": config.method,
-        "Trainable parameters": _trainable(trainer, geometry),
-        "Tokens per second, median": f"{statistics.median(speeds):,.0f}" if speeds else "no step was logged",
-        "Compiled memory of the train step": size(compiled) if compiled else "the run was complete already",
-        "Memory at the end": memory_in_use(),
-        "Base content hash": trainer.loaded.content_hash,
-    }
-    facts |= {f"Changed at step {one['step']}": "; ".join(one["changed"]) for one in read_changes(folder)}
-    memory = memory_bars(config, geometry)
-    page = write_report(folder, rows=rows, samples=samples, config=config, facts=facts, memory=memory)
-    _say("\n".join([*_before_and_after(rows), f"done: {page}"]))
-
-
-def summary(trainer: Trainer, geometry: ModelConfig, loop: Loop, held_before: int) -> dict[str, Any]:
-    """What a finished run's summary.json says. The allocator's peak is this run's only where it rose during it."""
-    trained, total = _counts(trainer, geometry)
-    peak, device = peak_memory(), jax.local_devices()[0]
-    return {
-        "method": trainer.config.method,
-        "steps": loop.steps,
-        "trainable": trained,
-        "parameters": total,
-        "compiled_bytes": loop.compiled_bytes,
-        "device_peak_bytes": peak if peak and peak > held_before else None,
-        "device": device.device_kind,
-        "platform": device.platform,
-        "base_hash": trainer.loaded.content_hash,
-    }
-
-
-def _counts(trainer: Trainer, geometry: ModelConfig) -> tuple[int, int]:
-    """(trained parameters, all of the base)."""
-    total = count_parameters(geometry)
-    return total if trainer.config.method == "full" else adapter_count(geometry, trainer.targets), total
-
-
-def _trainable(trainer: Trainer, geometry: ModelConfig) -> str:
-    count, total = _counts(trainer, geometry)
-    return f"{count:,} of {total:,} parameters trained ({count / total:.2%})"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -2,5 +2,6 @@
 
 from qlora_jax.serve.engine import Engine
 from qlora_jax.serve.loading import open_engine
+from qlora_jax.serve.sizes import Base, EngineOptions, Sizes
 
-__all__ = ["Engine", "open_engine"]
+__all__ = ["Base", "Engine", "EngineOptions", "Sizes", "open_engine"]

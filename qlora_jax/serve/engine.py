@@ -2,10 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Sequence
-from typing import Any
-
-from flax import nnx
 
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.serve.adapters import AdapterStore
@@ -16,6 +12,7 @@ from qlora_jax.serve.queue import FairQueue
 from qlora_jax.serve.request import Draining, Listener, QueueFull, Refused, Request, TooLong, UnknownModel
 from qlora_jax.serve.runner import Runner
 from qlora_jax.serve.scheduler import Scheduler
+from qlora_jax.serve.sizes import Base, Sizes
 from qlora_jax.serve.view import State, View, adapter_views, slot_views
 
 log = logging.getLogger("qlora_jax.serve")
@@ -41,42 +38,28 @@ class Engine:
     """Serves one base and any number of its adapters.
 
     Args:
-      graphdef, state: the model without adapters, as `nnx.split` gives it.
-      config: its geometry.
-      base_name: what the base is called.
-      stop_ids: tokens that end a text.
+      base: the model.
       adapters: closed together with the engine.
-      slots: texts that are written at once.
-      max_loras: adapters that the device holds at once.
-      max_length: tokens of the longest text, prompt and answer together.
-      queue: requests that may wait for a slot; also an attribute.
+      sizes: of what the device holds; those of host memory are the store's.
 
     Raises:
-      ValueError: a size below 1, texts longer than the model was made for, or more than the GPU has room for.
+      ValueError: texts longer than the model was made for, or more than the GPU has room for.
     """
 
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        *state: Any,
-        config: ModelConfig,
-        base_name: str,
-        stop_ids: Sequence[int],
-        adapters: AdapterStore,
-        slots: int,
-        max_loras: int,
-        max_length: int,
-        queue: int,
-    ):
-        _check_sizes(config, slots=slots, max_loras=max_loras, max_length=max_length, queue=queue)
-        self.config, self.base_name, self.max_length, self.adapters = config, base_name, max_length, adapters
+    def __init__(self, base: Base, adapters: AdapterStore, sizes: Sizes):
+        _check_length(base.config, sizes.max_length)
+        self.config, self.base_name, self.adapters = base.config, base.name, adapters
+        self.max_length, self.queue = sizes.max_length, sizes.queue
         runner = Runner(
-            graphdef, state, config, rows=slots, max_length=max_length, slots=max_loras, rank=adapters.limits.rank
+            base,
+            rows=sizes.slots,
+            max_length=sizes.max_length,
+            slots=sizes.max_loras,
+            rank=adapters.limits.rank,
         )
         log.info(f"memory on the device: {runner.needs}, and each step's own")
-        self.queue = queue
         self._lock = threading.Condition()
-        self._scheduler = Scheduler(runner, adapters, FairQueue(queue), self._lock, stop_ids)
+        self._scheduler = Scheduler(runner, adapters, FairQueue(sizes.queue), self._lock, base.stop_ids)
         self._state: State = "starting"
         self._error = ""
         self._changed = self._busy = self._closing = False
@@ -97,7 +80,7 @@ class Engine:
 
         Raises:
           UnknownModel: no adapter of that name is served.
-          TooLong: prompt and new tokens are more than a slot holds.
+          TooLong: prompt and new tokens are more than a row holds.
           QueueFull: too many requests wait already.
           Draining: nothing new is taken.
           ValueError: a value that no request may have.
@@ -284,11 +267,6 @@ class Engine:
         return max(1.0, self._scheduler.seconds / len(self._scheduler.rows))
 
 
-def _check_sizes(config: ModelConfig, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if sizes["max_length"] > config.max_position:
-        raise ValueError(
-            f"max_length={sizes['max_length']}: this model has {config.max_position} positions, take at most those"
-        )
+def _check_length(config: ModelConfig, max_length: int) -> None:
+    if max_length > config.max_position:
+        raise ValueError(f"max_length={max_length}: this model has {config.max_position} positions, take at most those")

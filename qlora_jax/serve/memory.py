@@ -10,7 +10,7 @@ class Needs(NamedTuple):
 
     Attributes:
       base: the model.
-      texts: keys and values of all slots.
+      texts: keys and values of all rows.
       adapters: the stacks, as large with empty places as with full ones.
     """
 

@@ -43,6 +43,24 @@ class Rows(NamedTuple):
     scored: Bool[Array, " B"]
 
 
+class PromptPiece(NamedTuple):
+    """A piece of one row's prompt.
+
+    Attributes:
+      row: int32, which row of the cache.
+      tokens: `length` tokens and padding.
+      rows: of this row alone; `rows.tokens` is not used.
+      targets: the token after each, whose log probability is computed if `scored`.
+    """
+
+    row: Int[Array, ""]
+    tokens: Int[Array, "1 T"]
+    length: Int[Array, ""]
+    rows: Rows
+    targets: Int[Array, " T"]
+    scored: Bool[Array, ""]
+
+
 class Scores(NamedTuple):
     """Log probabilities (natural, before temperature) of tokens, and the likeliest ones in their places."""
 
@@ -68,35 +86,27 @@ def with_adapters(graphdef: nnx.GraphDef, base: Any, stacks: dict[str, AdapterSt
     return model
 
 
-def decode(graphdef, base, stacks, k, v, before: Int[Array, " B"], rows: Rows) -> tuple[Array, Array, Drawn]:
-    """Reads every row's last token and draws the next one. The cache's k and v are written in place.
+def decode(graphdef, base, stacks, texts, before: Int[Array, " B"], rows: Rows) -> tuple[dict[str, Any], Drawn]:
+    """Reads every row's last token and draws the next one. `texts`, a Cache's layers, are written in place.
 
     Args:
       before: the tokens that the step before has drawn, for rows whose own are DRAWN_BEFORE.
     """
     model = with_adapters(graphdef, base, stacks, rows.slots)
     tokens = jnp.where(rows.tokens == DRAWN_BEFORE, before, rows.tokens)
-    hidden, cache = model.step(tokens[:, None], Cache(k, v, rows.lengths))
-    return cache.k, cache.v, draw(model.logits(hidden[:, 0]), rows)
+    hidden, cache = model.step(tokens[:, None], Cache(texts, rows.lengths))
+    return cache.layers, draw(model.logits(hidden[:, 0]), rows)
 
 
-def prefill(
-    graphdef, base, stacks, k, v, row, tokens: Int[Array, "1 T"], count, rows: Rows, targets: Int[Array, " T"], scored
-) -> tuple[Array, Array, Drawn, Scores]:
-    """Reads a piece of one row's prompt and draws the token after it.
-
-    Args:
-      row: int32, which row of the cache.
-      tokens: `count` tokens and padding.
-      rows: of this row alone; `rows.tokens` is not used.
-      targets: the token after each, whose log probability is computed if `scored`.
-    """
+def prefill(graphdef, base, stacks, texts, piece: PromptPiece) -> tuple[dict[str, Any], Drawn, Scores]:
+    """Reads a piece of one row's prompt and draws the token after it. `texts` are written in place."""
+    row, tokens, length, rows, targets, scored = piece
     model = with_adapters(graphdef, base, stacks, rows.slots)
-    lengths = jnp.broadcast_to(rows.lengths, k.shape[1])
-    hidden, cache = model.step(tokens, Cache(k, v, lengths), count[None], row)
-    logits = model.logits(lax.dynamic_index_in_dim(hidden, count - 1, 1, keepdims=False))
+    lengths = jnp.broadcast_to(rows.lengths, jax.tree.leaves(texts)[0].shape[1])
+    hidden, cache = model.step(tokens, Cache(texts, lengths), length[None], row)
+    logits = model.logits(lax.dynamic_index_in_dim(hidden, length - 1, 1, keepdims=False))
     scores = lax.cond(scored, lambda: score_prompt(model, hidden[0], targets), lambda: no_scores(len(targets), model))
-    return cache.k, cache.v, draw(logits, rows), scores
+    return cache.layers, draw(logits, rows), scores
 
 
 def draw(logits: Float[Array, "B V"], rows: Rows) -> Drawn:
@@ -139,6 +149,6 @@ def install(stack: AdapterStack, slot, A: Float[Array, "L r K"], B: Float[Array,
     return AdapterStack(stack.A.at[:, slot].set(A), stack.B.at[:, slot].set(B), stack.scale.at[:, slot].set(scale))
 
 
-def clear(k, v, row) -> tuple[Array, Array]:
+def clear(texts: dict[str, Any], row) -> dict[str, Any]:
     """The cache with zeros in one row; written in place. What is not finite would outlive its text: 0 · NaN is NaN."""
-    return k.at[:, row].set(0), v.at[:, row].set(0)
+    return jax.tree.map(lambda a: a.at[:, row].set(0), texts)

@@ -86,7 +86,7 @@ class UnknownModel(Refused):
 
 
 class TooLong(Refused):
-    """Prompt and new tokens exceed what a slot holds."""
+    """Prompt and new tokens exceed what a row holds."""
 
 
 class QueueFull(Refused):

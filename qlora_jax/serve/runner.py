@@ -1,7 +1,7 @@
 """The device's side of the engine: base, stacked adapters and cache, and the few programs that run over them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,11 @@ from flax import nnx
 from qlora_jax.lora.rows import AdapterStack
 from qlora_jax.models.cache import empty_cache
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.table import STACK, parameter_specs
+from qlora_jax.models.table import Param, adaptable
 from qlora_jax.serve import programs
 from qlora_jax.serve.memory import check_room, needs_of
-from qlora_jax.serve.programs import SCORED_AT_ONCE, Drawn, Rows, Scores
+from qlora_jax.serve.programs import SCORED_AT_ONCE, Drawn, PromptPiece, Rows, Scores
+from qlora_jax.serve.sizes import Base
 
 SMALLEST_PIECE = SCORED_AT_ONCE
 # The longest piece of a prompt that is read at once; other requests' tokens come between the pieces.
@@ -47,10 +48,10 @@ class Programs:
 
     def __init__(self, graphdef: nnx.GraphDef):
         self.compiled = 0
-        self.decode = self._jit(functools.partial(programs.decode, graphdef), donated=(2, 3))
-        self.prefill = self._jit(functools.partial(programs.prefill, graphdef), donated=(2, 3))
+        self.decode = self._jit(functools.partial(programs.decode, graphdef), donated=(2,))
+        self.prefill = self._jit(functools.partial(programs.prefill, graphdef), donated=(2,))
         self.install = self._jit(programs.install, donated=(0,))
-        self.clear = self._jit(programs.clear, donated=(0, 1))
+        self.clear = self._jit(programs.clear, donated=(0,))
 
     @classmethod
     @functools.lru_cache(maxsize=4)
@@ -70,7 +71,7 @@ class Runner:
     """Runs an engine's programs. Not thread-safe.
 
     Args:
-      graphdef, state: the model as `nnx.split` gives it, without adapters.
+      base: the model.
       rows: texts that are served at once.
       max_length: tokens of the longest text.
       slots: adapters that the device holds at once.
@@ -83,27 +84,17 @@ class Runner:
       ValueError: more than the device has.
     """
 
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        state: Sequence[Any],
-        config: ModelConfig,
-        *,
-        rows: int,
-        max_length: int,
-        slots: int,
-        rank: int,
-    ):
-        self.config, self.rows, self.slots, self.rank = config, rows, slots, rank
+    def __init__(self, base: Base, *, rows: int, max_length: int, slots: int, rank: int):
+        self.config, self.rows, self.slots, self.rank = base.config, rows, slots, rank
         # A piece is written whole, padding too: the smallest fits after any text that is not complete.
         self.length = -(-max_length // SMALLEST_PIECE) * SMALLEST_PIECE + SMALLEST_PIECE
         longest = min(LONGEST_PIECE, 1 << (max_length - 1).bit_length())
         self.sizes = [size for size in powers(SMALLEST_PIECE, LONGEST_PIECE) if size <= max(longest, SMALLEST_PIECE)]
         self.ranks = [0, *powers(min(8, rank), rank)]
-        self.base = tuple(state)
-        self._programs = Programs.of(graphdef)
+        self.base = base.state
+        self._programs = Programs.of(base.graphdef)
         self._compiled_before = self._programs.compiled
-        self.dtype = nnx.merge(graphdef, *self.base).embed_tokens.weight.get_value().dtype
+        self.dtype = nnx.merge(base.graphdef, *self.base).embed_tokens.weight.get_value().dtype
         self.needs = needs_of(self.base, *jax.eval_shape(self._empty))
         check_room(self.needs)
         self.reset()
@@ -117,12 +108,12 @@ class Runner:
         """Empty cache and no adapters, as at the start, or after a program has failed and taken its arguments along."""
         # Placed by name, as what the programs give is: JAX compiles anew for arrays that are not.
         start = *self._empty(), jnp.zeros(self.rows, jnp.int32)
-        (self.k, self.v), self.stacks, self._drawn = jax.device_put(start, jax.local_devices()[0])
+        self.texts, self.stacks, self._drawn = jax.device_put(start, jax.local_devices()[0])
 
-    def _empty(self) -> tuple[tuple[jax.Array, jax.Array], dict[str, AdapterStack]]:
+    def _empty(self) -> tuple[dict[str, Any], dict[str, AdapterStack]]:
         """Keys and values of no text, and stacks without adapters."""
         cache = empty_cache(self.config, self.rows, self.length, self.dtype)
-        return (cache.k, cache.v), empty_stacks(self.config, self.slots + 1, self.rank, self.dtype)
+        return cache.layers, empty_stacks(self.config, self.slots + 1, self.rank, self.dtype)
 
     def warm_up(self) -> None:
         """Compiles every program that serving will need, and leaves no trace in the cache's rows or the stacks."""
@@ -150,13 +141,15 @@ class Runner:
         """
         tokens = padded(prompt[piece.start : piece.end], piece.size)[None]
         targets = padded(prompt[piece.start + 1 : piece.end + 1], piece.size)
-        numbers = np.int32(row), tokens, np.int32(piece.end - piece.start), rows, targets, np.bool_(scored)
-        self.k, self.v, drawn, scores = self._programs.prefill(self.base, self.stacks, self.k, self.v, *numbers)
+        length = np.int32(piece.end - piece.start)
+        read: list[Any] = [np.int32(row), tokens, length, rows, targets, np.bool_(scored)]
+        arguments = self.base, self.stacks, self.texts, PromptPiece(*read)
+        self.texts, drawn, scores = self._programs.prefill(*arguments)
         return drawn, scores
 
     def decode(self, rows: Rows) -> Drawn:
         """Starts to read every row's last token and gives the next."""
-        self.k, self.v, drawn = self._programs.decode(self.base, self.stacks, self.k, self.v, self._drawn, rows)
+        self.texts, drawn = self._programs.decode(self.base, self.stacks, self.texts, self._drawn, rows)
         self._drawn = drawn.tokens
         return drawn
 
@@ -169,7 +162,7 @@ class Runner:
 
     def clear(self, row: int) -> None:
         """Empties a row of the cache."""
-        self.k, self.v = self._programs.clear(self.k, self.v, np.int32(row))
+        self.texts = self._programs.clear(self.texts, np.int32(row))
 
 
 def fetch(arrays: Any) -> Any:
@@ -190,30 +183,25 @@ def powers(first: int, last: int) -> list[int]:
     return found
 
 
-def served_paths(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """(N, K) of every linear layer that takes adapters when served: the decoder's projections."""
-    specs = parameter_specs(config)
-    return {path.removesuffix(".weight"): spec.shape for path, spec in specs.items() if spec.projection}
+def served(config: ModelConfig) -> dict[str, Param]:
+    """Every linear layer that takes adapters when served, by path: the decoder's projections."""
+    return {module: param for module, param in adaptable(config).items() if param.projection}
 
 
 def empty_stacks(config: ModelConfig, slots: int, rank: int, dtype) -> dict[str, AdapterStack]:
     """Stacks of zeros for every linear layer of the decoder."""
-    layers = config.num_layers
-    return {
-        path: AdapterStack(
-            jnp.zeros((layers, slots, rank, k), dtype),
-            jnp.zeros((layers, slots, n, rank), dtype),
-            jnp.zeros((layers, slots), jnp.float32),
-        )
-        for path, (n, k) in served_paths(config).items()
-    }
+
+    def stack(param: Param) -> AdapterStack:
+        (layers,), (n, k) = param.leading, param.shape
+        A, B = jnp.zeros((layers, slots, rank, k), dtype), jnp.zeros((layers, slots, n, rank), dtype)
+        return AdapterStack(A, B, jnp.zeros((layers, slots), jnp.float32))
+
+    return {path: stack(param) for path, param in served(config).items()}
 
 
 def no_weights(config: ModelConfig, path: str, rank: int, dtype) -> Weights:
     """An adapter of zeros for one linear layer."""
-    assert path.startswith(STACK)
-    n, k = served_paths(config)[path]
-    layers = config.num_layers
+    (layers,), (n, k) = served(config)[path].leading, served(config)[path].shape
     return Weights(np.zeros((layers, rank, k), dtype), np.zeros((layers, n, rank), dtype), np.zeros(layers, np.float32))
 
 

@@ -47,6 +47,7 @@ class View:
 
     Attributes:
       state: "dead" after a fault that it could not recover from; `error` says which.
+      slots: the rows, by the name that /status and the option have for them.
       waiting: requests without a row.
       counters: what has been counted since the start, by name: requests, and how they ended (stop, length, cancelled,
         failed); prompt_tokens that were read, cached_tokens that need not be, tokens that were drawn, steps that drew

@@ -1,29 +1,21 @@
 """A batch as the jitted steps take it."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from qlora_jax.data import Batch
 from qlora_jax.quant.host_table import host_table
 
 
-class TensorBatch(NamedTuple):
-    """A batch on the device: int32 and bool `[A, B, T]`, see data.Batch.
+def to_device(batch: Batch, names: Sequence[str], base: Any) -> dict[str, Array]:
+    """The named arrays of a batch on the device.
 
-    Attributes:
-      embedded: the tokens' rows of the embedding `[A, B, T, D]`, where it stays in host memory.
+    Where `base`, a model's frozen state, keeps its embedding in host memory, `embedded` is among them: the tokens' rows
+    of it `[A, B, T, D]`.
     """
-
-    tokens: Any
-    segment_ids: Any
-    positions: Any
-    scored: Any
-    embedded: Any = None
-
-
-def to_device(batch: Batch, base: Any) -> TensorBatch:
-    """The batch on the device; `base`, a model's frozen state, may keep its embedding in host memory."""
+    arrays = {name: jnp.asarray(batch[name]) for name in names}
     table = host_table(base)
-    arrays = (*batch, None if table is None else table.rows(batch.tokens))
-    return TensorBatch(*(None if array is None else jnp.asarray(array) for array in arrays))
+    return arrays if table is None else arrays | {"embedded": jnp.asarray(table.rows(batch["tokens"]))}

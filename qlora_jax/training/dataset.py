@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qlora_jax.config import Config, DataSection
-from qlora_jax.data import Batches, Documents, Encoded, Row, make_batches, pad_id, split_rows
+from qlora_jax.data import Batches, Documents, Encoded, Row, pad_id, split_rows
 from qlora_jax.data import cache as encoded_cache
 from qlora_jax.data.chat import TODAY
 from qlora_jax.data.encoding import Report, Settings, encode_all, judge
@@ -144,8 +144,8 @@ def _shares(data: DataSection, documents: Documents, counts: Sequence[int]) -> l
 
 
 def _batches(config: Config, documents: Sequence[Encoded], pad: int, shares: Sequence[Share] = ()) -> Batches:
-    return make_batches(
-        documents,
+    return Batches(
+        encoded=documents,
         seq_len=config.train.seq_len,
         batch_size=config.train.batch_size,
         grad_accum=config.train.grad_accum,

@@ -1,33 +1,51 @@
-"""One process at a time in a run folder."""
+"""One run at a time in a run folder."""
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
 LOCK = ".lock"
 
+# Folders that this process holds: the system's lock keeps other processes out, not other threads.
+_held: set[Path | None] = set()
+_held_guard = threading.Lock()
+
 
 class RunLock:
-    """Keeps other processes out of a folder until the block ends, or this process in whatever way.
+    """Keeps other processes and threads out of a folder until the block ends, or this process in whatever way.
 
     The system holds the lock for the process, not for its children, which may outlive it.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._place: Path | None = None
         self._file: TextIO | None = None
 
     def take(self) -> None:
         """Takes the lock of the folder, which exists; does nothing where it is taken already.
 
         Raises:
-          ValueError: another process holds it.
+          ValueError: another process holds it, or another thread of this one.
         """
         if self._file is not None:
             return
-        file = (self._folder / LOCK).open("a+")  # noqa: SIM115 (open until the end)
+        folder = self._folder.resolve()
+        with _held_guard:
+            # Looked at first: whoever closes the file gives up the lock of the whole process.
+            if folder in _held:
+                raise ValueError(
+                    f"another thread of this process is training in {self._folder}: wait for it, or choose another "
+                    "--config.output_dir"
+                )
+            self._file, self._place = self._locked_file(), folder
+            _held.add(folder)
+
+    def _locked_file(self) -> TextIO:
+        file = (self._folder / LOCK).open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -41,7 +59,7 @@ class RunLock:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        self._file = file
+        return file
 
     def __enter__(self) -> Self:
         return self
@@ -51,5 +69,7 @@ class RunLock:
     ) -> None:
         if self._file is not None:
             self._file.truncate(0)
-            self._file.close()
-            self._file = None
+            with _held_guard:
+                self._file.close()
+                _held.discard(self._place)
+            self._file = self._place = None

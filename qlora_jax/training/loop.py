@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from qlora_jax.io.identity import sample_record
 from qlora_jax.training.batch import to_device
 from qlora_jax.training.dataset import Dataset
 from qlora_jax.training.metrics import MetricsLog
+from qlora_jax.training.observer import Observer, Steps
 from qlora_jax.training.offload import paged_like, whole_state
-from qlora_jax.training.progress import Progress
 from qlora_jax.training.run_folder import open_checkpoints, start_step
 from qlora_jax.training.setup import Trainer
 from qlora_jax.training.signals import Stopped, StopRequest
@@ -28,6 +29,15 @@ ExtraMetrics = Callable[[Trainer], dict[str, float]]
 
 class Diverged(RuntimeError):
     """A loss, an evaluation or a gradient that is no finite number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a loop asks of those around it, and whom it tells what it does."""
+
+    stop: StopRequest
+    observer: Observer
+    extra_metrics: ExtraMetrics | None = None
 
 
 class Loop:
@@ -42,12 +52,11 @@ class Loop:
         dataset: Dataset,
         folder: Path,
         assumed: Mapping[str, Any],
-        extra_metrics: ExtraMetrics | None,
-        stop: StopRequest,
+        hooks: Hooks,
     ):
         self.trainer, self.dataset, self.folder, self.assumed = trainer, dataset, folder, assumed
         self.steps: int = assumed["steps"]
-        self.extra_metrics, self.stop = extra_metrics, stop
+        self.extra_metrics, self.stop, self.observer = hooks.extra_metrics, hooks.stop, hooks.observer
         self.section = trainer.config.train
         self.checkpoints = open_checkpoints(folder, trainer.config)
         self.compiled_bytes: int | None = None
@@ -62,7 +71,7 @@ class Loop:
         start = self._restore()
         with (
             MetricsLog(self.folder, restored_step=start) as log,
-            Progress(self.steps, start_step=start, log_every=self.section.log_every) as progress,
+            self.observer.steps(self.steps, start_step=start, log_every=self.section.log_every) as progress,
         ):
             if start:
                 progress.note(f"continuing from the checkpoint of step {start}")
@@ -74,7 +83,7 @@ class Loop:
                     self._one_step_or_stop(step, step_fn, log, progress)
             self.checkpoints.wait()
 
-    def _one_step_or_stop(self, step: int, step_fn, log: MetricsLog, progress: Progress) -> None:
+    def _one_step_or_stop(self, step: int, step_fn, log: MetricsLog, progress: Steps) -> None:
         """A signal is heard after the step, or during its evaluation, which is then made up for by the next start."""
         try:
             self._one_step(step, step_fn, log, progress)
@@ -84,16 +93,17 @@ class Loop:
             self.checkpoints.wait()
             raise Stopped(stopped.signal, f"after step {step + 1}") from None
 
-    def _one_step(self, step: int, step_fn, log: MetricsLog, progress: Progress) -> None:
+    def _one_step(self, step: int, step_fn, log: MetricsLog, progress: Steps) -> None:
         trainer, began = self.trainer, time.monotonic()
         batch, base = self.dataset.batches.at(step), trainer.parts.base
-        adapters, trainer.opt_state, metrics = step_fn(
-            trainer.parts.adapters, trainer.opt_state, base, to_device(batch, base), self._key(step)
+        arrays = to_device(batch, trainer.objective.arrays, base)
+        trained, trainer.opt_state, metrics = step_fn(
+            trainer.parts.trained, trainer.opt_state, base, arrays, self._key(step)
         )
-        trainer.parts = trainer.parts._replace(adapters=adapters)
+        trainer.parts = trainer.parts._replace(trained=trained)
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}
         done = step + 1
-        rate = int((batch.segment_ids > 0).sum()) / (time.monotonic() - began)
+        rate = int((batch["segment_ids"] > 0).sum()) / (time.monotonic() - began)
         self._check_finite(done, row)
         if done % self.section.log_every == 0 or done == self.steps:
             log.write({"step": done, **row, "learning_rate": float(trainer.schedule(step)), "tokens_per_second": rate})
@@ -110,20 +120,22 @@ class Loop:
     def _evaluation_due(self, step: int) -> bool:
         return self._due(step, self.section.eval_every) or step == self.steps
 
-    def _evaluate_late(self, start: int, log: MetricsLog, progress: Progress) -> None:
+    def _evaluate_late(self, start: int, log: MetricsLog, progress: Steps) -> None:
         """The evaluation of the checkpoint that the run goes on from, where a signal ended it."""
         missing = not any(row["step"] == start and "eval_loss" in row for row in log.kept)
         if start and missing and self._evaluation_due(start) and (row := self._evaluate(start, log, progress)):
             self.checkpoints.add_metrics(start, row)
 
-    def _evaluate(self, step: int, log: MetricsLog, progress: Progress) -> dict[str, float] | None:
+    def _evaluate(self, step: int, log: MetricsLog, progress: Steps) -> dict[str, float] | None:
         if not self.dataset.eval_documents:
             return None
         trainer = self.trainer
-        loss, _ = self.stop.beside(lambda: evaluate(trainer.eval_step, trainer.parts, self._eval_batches()))
-        self._check_finite(step, {"eval_loss": loss})
+        found = self.stop.beside(lambda: evaluate(trainer.eval_step, trainer.parts, self._eval_batches()))
+        # How many tokens are scored is a matter of the rows, and the same in every evaluation.
+        row = {f"eval_{name}": value for name, value in found.items() if name != "tokens"}
+        self._check_finite(step, row)
         extra = self.extra_metrics
-        row = {"eval_loss": loss, **(self.stop.beside(lambda: extra(trainer)) if extra else {})}
+        row |= self.stop.beside(lambda: extra(trainer)) if extra else {}
         log.write({"step": step, **row})
         progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
         return row
@@ -132,7 +144,7 @@ class Loop:
         """The evaluation row of the untrained adapters, written as step 0 when the run is new."""
         if self.checkpoints.steps:
             return {}
-        with MetricsLog(self.folder) as log, Progress(self.steps) as progress:
+        with MetricsLog(self.folder) as log, self.observer.steps(self.steps) as progress:
             return self._evaluate(0, log, progress) or {}
 
     def _eval_batches(self) -> Iterator[Any]:
@@ -152,13 +164,13 @@ class Loop:
             return None
         return jax.random.fold_in(jax.random.key(self.trainer.config.seed), step)
 
-    def _compile(self, progress: Progress):
+    def _compile(self, progress: Steps):
         """The train step compiled for the run's only batch shape; says so, because the first time takes a while."""
         trainer = self.trainer
         progress.note("compiling the train step (a second start finds it in the cache) …")
         began = time.monotonic()
-        batch = to_device(self.dataset.batches.at(0), trainer.parts.base)
-        arguments = (trainer.parts.adapters, trainer.opt_state, trainer.parts.base, batch)
+        batch = to_device(self.dataset.batches.at(0), trainer.objective.arrays, trainer.parts.base)
+        arguments = (trainer.parts.trained, trainer.opt_state, trainer.parts.base, batch)
         compiled = self.stop.beside(lambda: trainer.train_step.lower(*arguments, self._key(0)).compile())
         self.compiled_bytes = ProgramMemory.of(compiled).peak
         progress.note(f"compiled in {time.monotonic() - began:.1f} s")
@@ -170,9 +182,9 @@ class Loop:
         if step:
             trainer = self.trainer
             whole = whole_state(trainer.opt_state)
-            state = self.checkpoints.restore(step, adapters=trainer.parts.adapters, optimizer=whole)
+            state = self.checkpoints.restore(step, adapters=trainer.parts.trained, optimizer=whole)
             trainer.opt_state = paged_like(trainer.opt_state, state["optimizer"])
-            trainer.parts = trainer.parts._replace(adapters=state["adapters"])
+            trainer.parts = trainer.parts._replace(trained=state["adapters"])
         return step
 
     def _save(self, step: int, metrics: dict[str, float] | None) -> None:
@@ -188,7 +200,7 @@ class Loop:
             "config": to_dict(trainer.config),
         }
         # Pages or not, a checkpoint looks the same: a run may go on with another optim.offload.
-        self.checkpoints.save(step, trainer.parts.adapters, whole_state(trainer.opt_state), meta, metrics)
+        self.checkpoints.save(step, trainer.parts.trained, whole_state(trainer.opt_state), meta, metrics)
 
     def _check_finite(self, step: int, row: Mapping[str, float]) -> None:
         """Raises Diverged where a figure is no finite number: before it is logged, or saved as a checkpoint's."""

@@ -1,7 +1,7 @@
 """The optimizer's state in host memory, brought to the device a page at a time ("paged", arXiv 2305.14314).
 
-A page is a decoder layer, or all that lies outside the stack of layers. Its tree is the whole tree with MaskedNode,
-Optax' mark for "not here", at the leaves of other pages; so the optimizer of the whole tree updates a page as it is.
+A page is a decoder layer, or all that lies outside the stack of layers. Its tree is that of all that is trained, with
+MaskedNode, Optax' mark for "not here", at the leaves of other pages; so the same optimizer updates a page as it is.
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from qlora_jax.models.table import STACK
+from qlora_jax.models.segments import in_stack
 from qlora_jax.training.gradients import Gradients
 
 NOTHING = optax.MaskedNode()
@@ -30,8 +30,8 @@ class HostState(NamedTuple):
     rest: Any
 
 
-def init_state(optimizer: optax.GradientTransformation, adapters: Any, base: Any) -> HostState:
-    """`optimizer.init((adapters, base))` in pages, each made by itself.
+def init_state(optimizer: optax.GradientTransformation, trained: Any) -> HostState:
+    """`optimizer.init(trained)` in pages, each made by itself.
 
     Raises:
       NotImplementedError: the device cannot reach host memory.
@@ -42,29 +42,27 @@ def init_state(optimizer: optax.GradientTransformation, adapters: Any, base: Any
             f"optim.offload=host needs memory of the kind pinned_host, but {device.device_kind} has only "
             f"{', '.join(kinds)}: set optim.offload=none"
         )
-    init = jax.jit(lambda adapters, index: _move(optimizer.init((page(adapters, index), nothing(base))), HOST))
-    layers = [init(adapters, index) for index in range(_layer_count(adapters))]
-    return HostState(layers, init(adapters, None) if _has_rest(adapters) else None)
+    init = jax.jit(lambda trained, index: _move(optimizer.init(page(trained, index)), HOST))
+    layers = [init(trained, index) for index in range(_layer_count(trained))]
+    return HostState(layers, init(trained, None) if _has_rest(trained) else None)
 
 
-def make_page_update(optimizer: optax.GradientTransformationExtraArgs, frozen: Any) -> jax.stages.Wrapped:
-    """The jitted `update(adapters, state, found, index) -> (adapters, state)` of a page; both are donated.
+def make_page_update(optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
+    """The jitted `update(trained, state, found, index) -> (trained, state)` of a page; both are donated.
 
     Args:
       optimizer: treats every element by itself, given the norm of the whole gradient.
-      frozen: what `nothing(base)` gives.
 
-    The update's own arguments: `adapters` whole, `state` of the page in host memory, `found` the Gradients of a batch,
+    The update's own arguments: `trained` whole, `state` of the page in host memory, `found` the Gradients of a batch,
     `index` int32 of the layer, or None for what lies outside the layers.
     """
+    step = optax.with_extra_args_support(optimizer).update
 
-    def update(adapters, state, found: Gradients, index):
-        params = page(adapters, index)
+    def update(trained, state, found: Gradients, index):
+        params = page(trained, index)
         gradient = found._replace(sums=page(found.sums, index)).mean(like=params)
-        updates, state = optimizer.update(
-            (gradient, frozen), _move(state, DEVICE), (params, frozen), norm=found.metrics["grad_norm"]
-        )
-        return _written(adapters, optax.apply_updates(params, updates[0]), index), _move(state, HOST)
+        updates, state = step(gradient, _move(state, DEVICE), params, norm=found.metrics["grad_norm"])
+        return _written(trained, optax.apply_updates(params, updates), index), _move(state, HOST)
 
     return jax.jit(update, donate_argnums=(0, 1))
 
@@ -80,11 +78,6 @@ def page(tree: Any, index: Any) -> Any:
         return leaf if index is None else NOTHING
 
     return jax.tree.map_with_path(choose, tree)
-
-
-def nothing(tree: Any) -> Any:
-    """The tree with NOTHING at every leaf."""
-    return jax.tree.map(lambda _: NOTHING, tree)
 
 
 def whole_state(state: Any) -> Any:
@@ -115,15 +108,15 @@ def _move(tree: Any, space: Any) -> Any:
 
 
 def _in_stack(path: tuple) -> bool:
-    return any(getattr(entry, "key", None) == STACK.removesuffix(".") for entry in path)
+    return any(isinstance(name := getattr(entry, "key", None), str) and in_stack(name) for entry in path)
 
 
-def _layer_count(adapters: Any) -> int:
-    return next((leaf.shape[0] for path, leaf in jax.tree.leaves_with_path(adapters) if _in_stack(path)), 0)
+def _layer_count(trained: Any) -> int:
+    return next((leaf.shape[0] for path, leaf in jax.tree.leaves_with_path(trained) if _in_stack(path)), 0)
 
 
-def _has_rest(adapters: Any) -> bool:
-    return any(not _in_stack(path) for path, _ in jax.tree.leaves_with_path(adapters))
+def _has_rest(trained: Any) -> bool:
+    return any(not _in_stack(path) for path, _ in jax.tree.leaves_with_path(trained))
 
 
 def _written(tree: Any, page: Any, index: Any) -> Any:

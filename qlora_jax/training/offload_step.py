@@ -9,17 +9,19 @@ import numpy as np
 import optax
 from flax import nnx
 
+from qlora_jax.config import Pieces
 from qlora_jax.device.facts import ProgramMemory, tree_bytes
+from qlora_jax.objective import Objective
 from qlora_jax.training.gradients import make_gradients
-from qlora_jax.training.offload import HostState, make_page_update, nothing
+from qlora_jax.training.offload import HostState, make_page_update
 
 
 @dataclasses.dataclass(frozen=True)
 class PagedStep:
-    """`step(adapters, state, base, batch, key) -> (adapters, state, metrics)`, as `make_train_step` gives it.
+    """`step(trained, state, base, batch, key) -> (trained, state, metrics)`, as `make_train_step` gives it.
 
-    state is a HostState; it and the adapters are donated. The gradients are outputs of their own program, on the device
-    until the last page is updated. `lower` and `compile` are those of a jitted function.
+    state is a HostState; it and what is trained are donated. The gradients are outputs of their own program, on the
+    device until the last page is updated. `lower` and `compile` are those of a jitted function.
 
     Attributes:
       gradients, update: jitted functions, or compiled ones; update is of a layer.
@@ -32,25 +34,25 @@ class PagedStep:
     update_rest: Any
     resident: int = 0
 
-    def __call__(self, adapters, state: HostState, base, batch, key):
-        found = self.gradients(adapters, base, batch, key)
+    def __call__(self, trained, state: HostState, base, batch, key):
+        found = self.gradients(trained, base, batch, key)
         layers, rest = [], state.rest
         for index, layer in enumerate(state.layers):
             # All run on one stream, so that the device memory of a page is free for the next one.
-            adapters, layer = self.update(adapters, layer, found, np.int32(index))
+            trained, layer = self.update(trained, layer, found, np.int32(index))
             layers.append(layer)
         if rest is not None:
-            adapters, rest = self.update_rest(adapters, rest, found, None)
-        return adapters, HostState(layers, rest), found.metrics
+            trained, rest = self.update_rest(trained, rest, found, None)
+        return trained, HostState(layers, rest), found.metrics
 
-    def lower(self, adapters, state: HostState, base, batch, key) -> "PagedStep":
+    def lower(self, trained, state: HostState, base, batch, key) -> "PagedStep":
         """The programs for these arrays or shapes, lowered."""
-        found = jax.eval_shape(self.gradients, adapters, base, batch, key)
+        found = jax.eval_shape(self.gradients, trained, base, batch, key)
         index = jax.ShapeDtypeStruct((), jnp.int32)
         return PagedStep(
-            self.gradients.lower(adapters, base, batch, key),
-            self.update.lower(adapters, state.layers[0], found, index) if state.layers else None,
-            None if state.rest is None else self.update.lower(adapters, state.rest, found, None),
+            self.gradients.lower(trained, base, batch, key),
+            self.update.lower(trained, state.layers[0], found, index) if state.layers else None,
+            None if state.rest is None else self.update.lower(trained, state.rest, found, None),
             tree_bytes(base),
         )
 
@@ -74,18 +76,11 @@ class PagedStep:
 
 def make_paged_step(
     graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformationExtraArgs,
-    base: Any,
-    *,
-    remat: str,
-    loss_chunk: int,
-    vocab_chunk: int = 0,
-    mlp_chunk: int = 0,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    pieces: Pieces,
     gradients: Any = None,
 ) -> PagedStep:
-    """The step of `make_train_step` with the optimizer's state in pages; of `base` the structure alone is used."""
-    differentiate = make_gradients(
-        graphdef, remat=remat, loss_chunk=loss_chunk, vocab_chunk=vocab_chunk, mlp_chunk=mlp_chunk, dtype=gradients
-    )
-    update = make_page_update(optimizer, nothing(base))
-    return PagedStep(jax.jit(differentiate), update, update)
+    """The step of `make_train_step` with the optimizer's state in pages, as `init_state` makes it."""
+    update = make_page_update(optimizer)
+    return PagedStep(jax.jit(make_gradients(graphdef, objective, pieces, gradients)), update, update)

@@ -1,6 +1,4 @@
-"""AdamW for the adapters, masked over the whole parameter tree so that frozen leaves get neither state nor update."""
-
-from typing import Any
+"""AdamW with its schedule and its clipping, over what is trained."""
 
 import jax
 import jax.numpy as jnp
@@ -58,21 +56,3 @@ def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
         return clipped, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-
-
-def make_optimizer(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformationExtraArgs:
-    """`tx` where `mask` (see `lora_mask`) is True; no state and a zero update where it is False.
-
-    `optax.masked` alone would hand the frozen leaves' gradients through as their updates.
-    """
-    return optax.partition({True: tx, False: optax.set_to_zero()}, mask)
-
-
-def fill_frozen(grads: Any, params: Any) -> Any:
-    """Gradients over the whole tree: `grads` where it has them, zeros of the leaf's dtype where it has None."""
-
-    def fill(p, g):
-        # A packed weight has None for what it does not use: that is no leaf, and stays.
-        return jnp.zeros_like(p) if g is None and p is not None else g
-
-    return jax.tree.map(fill, params, grads, is_leaf=lambda node: node is None)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from qlora_jax.config import Config, from_dict, to_dict
+from qlora_jax.config import Config, from_dict, may_change, to_dict
 from qlora_jax.io.chat_template import Templates, write_chat_template
 from qlora_jax.io.checkpoint import Checkpoints
 from qlora_jax.training.assumptions import changes
@@ -21,35 +21,6 @@ SUMMARY = "summary.json"
 RESULTS = (SUMMARY, "adapter", "model")  # what a finished run has; earlier versions wrote no summary
 BEGUN = "run.json"  # when it was begun
 CHANGES = "changes.jsonl"  # what train.resume_with=changed was said of
-
-# Fields that may differ when a run is continued: they change how long or how it is watched, not what is learned.
-MAY_CHANGE = {
-    "output_dir",
-    # Which rows these choose is seen from the rows.
-    *("data.samples", "data.test", "data.test_split", "data.eval_split", "data.cache", "data.max_bad_rows"),
-    "model.kernels",
-    "optim.offload",
-    "train.steps",
-    "train.epochs",
-    "train.remat",
-    "train.loss_chunk",
-    "train.vocab_chunk",
-    "train.mlp_chunk",
-    "train.save_every",
-    "train.eval_every",
-    "train.eval_rows",
-    "train.keep",
-    "train.keep_best",
-    "train.resume",
-    "train.resume_with",
-    "train.log_every",
-}
-# And those that may differ where train.resume_with=changed says so: another curriculum for the same weights.
-MAY_CHANGE_IF_SAID = (
-    "data.",
-    *("train.batch_size", "train.grad_accum", "train.seq_len"),
-    *("optim.learning_rate", "optim.schedule", "optim.warmup_ratio", "optim.weight_decay", "optim.clip"),
-)
 
 
 def check_run_folder(config: Config) -> Path:
@@ -74,11 +45,11 @@ def check_same_run(config: Config) -> None:
     if not (folder / RECORD).exists():
         return
     said = config.train.resume_with == "changed"
-    changed = _differences(folder, config, but=MAY_CHANGE_IF_SAID if said else ())
+    changed = _differences(folder, config, but=may_change("said") if said else frozenset())
     if not changed:
         return
     hint = "choose another --config.output_dir, or delete that folder"
-    if not said and not _differences(folder, config, but=MAY_CHANGE_IF_SAID):
+    if not said and not _differences(folder, config, but=may_change("said")):
         hint = "choose another --config.output_dir, or go on with the change by --config.train.resume_with=changed"
     raise ValueError(f"{folder} holds another run ({'; '.join(changed[:4])}): {hint}")
 
@@ -242,15 +213,14 @@ def _holds_something(folder: Path) -> bool:
     return any(entry.name not in (UNFINISHED_RECORD, LOCK) for entry in folder.iterdir())
 
 
-def _differences(folder: Path, config: Config, but: tuple[str, ...] = ()) -> list[str]:
+def _differences(folder: Path, config: Config, but: frozenset[str] = frozenset()) -> list[str]:
     """The fields of the configuration that decide what is learned and are not as the folder records them, in words.
 
-    A field that its version did not have yet counts as its default. Names that open like one of `but` are left out.
+    A field that its version did not have yet counts as its default. Those in `but` are left out.
     """
     before, now = _flat(_as_json(from_dict(read_record(folder)))), _flat(_as_json(config))
-    changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
-    words = {name: f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in changed}
-    return [text for name, text in words.items() if not but or not name.startswith(but)]
+    changed = [name for name in now if name not in but | may_change("free") and before.get(name) != now[name]]
+    return [f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in changed]
 
 
 def _as_json(config: Config) -> dict[str, Any]:

@@ -34,7 +34,9 @@ class Stopped(Exception):
 class StopRequest:
     """While active, the first SIGTERM, SIGINT, SIGHUP or SIGUSR1 is only noted. A second SIGINT ends the process.
 
-    A SIGHUP that whoever started the process wants ignored (nohup) is ignored.
+    A SIGHUP that whoever started the process wants ignored (nohup) is ignored. So is every signal whose handler is not
+    Python's and could not be given back; and in another thread than the main one, the only one that Python lets set
+    handlers, nothing is noted.
 
     Args:
       around: entered by the thread that `beside` starts.
@@ -82,8 +84,8 @@ class StopRequest:
         return box["result"]
 
     def __enter__(self) -> Self:
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-        self._before = {n: signal.signal(n, self._note) for n in self.SIGNALS if n not in ignored}
+        heard = self.SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._before = {n: signal.signal(n, self._note) for n in heard if not _is_kept(n)}
         return self
 
     def __exit__(
@@ -100,6 +102,12 @@ class StopRequest:
         elif number == signal.SIGINT and time.monotonic() - self._since > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def _is_kept(number: int) -> bool:
+    """Whether the signal's handler stays: nohup's, or one that was not set by Python."""
+    handler = signal.getsignal(number)
+    return handler is None or (number == signal.SIGHUP and handler is signal.SIG_IGN)
 
 
 def leave(code: int) -> int:

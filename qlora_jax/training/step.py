@@ -1,18 +1,19 @@
 """One optimizer step and one evaluation step, as pure functions of pytrees."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from flax import nnx
 
-from qlora_jax.lora.tree import lora_mask
+from qlora_jax.config import Pieces
+from qlora_jax.data import Batch
 from qlora_jax.models.adapters import TRAINABLE
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.objective.tokens import next_token_loss, vocab_slices
+from qlora_jax.objective import Objective
 from qlora_jax.training.batch import to_device
 from qlora_jax.training.gradients import make_gradients
-from qlora_jax.training.optimizer import fill_frozen, make_optimizer
 
 
 class Parts(NamedTuple):
@@ -20,17 +21,17 @@ class Parts(NamedTuple):
 
     Attributes:
       graphdef: its structure, static.
-      adapters: what is trained (in a full fine-tune: the weights).
+      trained: the adapters, in a full fine-tune the weights.
       base: everything else, frozen.
     """
 
     graphdef: nnx.GraphDef
-    adapters: Any
+    trained: Any
     base: Any
 
     def merge(self) -> Decoder:
         """The model again."""
-        return nnx.merge(self.graphdef, self.adapters, self.base)
+        return nnx.merge(self.graphdef, self.trained, self.base)
 
 
 def split_model(model: Decoder) -> Parts:
@@ -38,59 +39,55 @@ def split_model(model: Decoder) -> Parts:
     return Parts(*nnx.split(model, TRAINABLE, ...))
 
 
-def masked_optimizer(tx: optax.GradientTransformation, parts: Parts) -> optax.GradientTransformationExtraArgs:
-    """`tx` over the whole tree `(adapters, base)`, masked to the adapters."""
-    return make_optimizer(tx, lora_mask((parts.adapters, parts.base)))
-
-
 def make_train_step(
     graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformationExtraArgs,
-    *,
-    remat: str,
-    loss_chunk: int,
-    vocab_chunk: int = 0,
-    mlp_chunk: int = 0,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    pieces: Pieces,
     gradients: Any = None,
 ) -> jax.stages.Wrapped:
-    """The jitted `train_step(adapters, opt_state, base, batch, key) -> (adapters, opt_state, metrics)`.
+    """The jitted `train_step(trained, opt_state, base, batch, key) -> (trained, opt_state, metrics)`.
 
-    adapters and opt_state are donated; base is only read. Gradients are taken with respect to the adapters alone,
-    summed over the microbatches (in the dtype `gradients`; None: each parameter's own) and divided once by the number
-    of scored tokens, so that accumulating equals one larger batch. `key` turns adapter dropout on, None leaves it off.
-    metrics: `loss`, `tokens` (scored) and `grad_norm` (before clipping).
+    trained and opt_state (`optimizer.init(trained)`) are donated; base is only read. Gradients are summed over the
+    microbatches (in the dtype `gradients`; None: each parameter's own) and divided once by the objective's weight, so
+    that accumulating equals one larger batch. An optimizer that takes a `norm` is handed the gradient's. `key` turns
+    adapter dropout on, None leaves it off. metrics: the objective's, and `grad_norm` (before clipping).
     """
-    differentiate = make_gradients(
-        graphdef, remat=remat, loss_chunk=loss_chunk, vocab_chunk=vocab_chunk, mlp_chunk=mlp_chunk, dtype=gradients
-    )
+    differentiate = make_gradients(graphdef, objective, pieces, gradients)
+    update = optax.with_extra_args_support(optimizer).update
 
-    def train_step(adapters, opt_state, base, batch, key):
-        found = differentiate(adapters, base, batch, key)
-        whole = fill_frozen((found.mean(like=adapters), jax.tree.map(lambda _: None, base)), (adapters, base))
-        updates, opt_state = optimizer.update(whole, opt_state, (adapters, base), norm=found.metrics["grad_norm"])
-        return optax.apply_updates(adapters, updates[0]), opt_state, found.metrics
+    def train_step(trained, opt_state, base, batch, key):
+        found = differentiate(trained, base, batch, key)
+        updates, opt_state = update(found.mean(like=trained), opt_state, trained, norm=found.metrics["grad_norm"])
+        return optax.apply_updates(trained, updates), opt_state, found.metrics
 
     return jax.jit(train_step, donate_argnums=(0, 1))
 
 
-def make_eval_step(graphdef: nnx.GraphDef, *, loss_chunk: int, vocab_chunk: int = 0) -> jax.stages.Wrapped:
-    """The jitted `eval_step(adapters, base, batch) -> (summed loss, scored tokens)` of a batch `[B, T]`."""
+class EvalStep(NamedTuple):
+    """An objective, and the jitted `sums(trained, base, batch)`: its sums of a batch `[B, T]`."""
+
+    objective: Objective
+    sums: jax.stages.Wrapped
+
+
+def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, pieces: Pieces) -> EvalStep:
+    """What `evaluate` measures a model of this structure with."""
 
     @jax.jit
-    def eval_step(adapters, base, batch):
-        model = nnx.merge(graphdef, adapters, base)
-        hidden = model.hidden(batch.tokens, batch.positions, batch.segment_ids, embedded=batch.embedded)
-        slices = vocab_slices(vocab_chunk, model.config.vocab_size)
-        return next_token_loss(hidden, batch.tokens, batch.scored, model.logits, chunk=loss_chunk, slices=slices)
+    def sums(trained, base, batch):
+        return objective.measure(nnx.merge(graphdef, trained, base), batch, pieces.of_loss()).sums
 
-    return eval_step
+    return EvalStep(objective, sums)
 
 
-def evaluate(eval_step, parts: Parts, batches) -> tuple[float, int]:
-    """Mean negative log-likelihood over all scored tokens of `batches` (data.Batch with A = 1), and their number."""
-    total, count = 0.0, 0
+def evaluate(step: EvalStep, parts: Parts, batches: Iterable[Batch]) -> dict[str, float]:
+    """The objective's metrics over all `batches` (with A = 1)."""
+    objective = step.objective
+    sums = {name: zero.item() for name, zero in objective.zeros().items()}
     for batch in batches:
-        one = jax.tree.map(lambda array: array[0], batch)
-        loss, scored = eval_step(parts.adapters, parts.base, to_device(one, parts.base))
-        total, count = total + float(loss), count + int(scored)
-    return total / max(count, 1), count
+        one = {name: array[0] for name, array in batch.items()}
+        found = step.sums(parts.trained, parts.base, to_device(one, objective.arrays, parts.base))
+        for name, value in jax.device_get(found).items():
+            sums[name] += value.item()
+    return objective.metrics(sums)

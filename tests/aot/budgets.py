@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qlora_jax import kernels
-from qlora_jax.config import Config, load_config
-from qlora_jax.io.build import Quantization, abstract_model
+from qlora_jax.config import Config, QuantSection, load_config
+from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.kernels.tiles import Tiles, tiles_for
 from qlora_jax.memory.decode_step import abstract_decode_step
@@ -21,6 +21,7 @@ from qlora_jax.memory.train_step import abstract_train_step
 from qlora_jax.models.cache import empty_cache
 from qlora_jax.quant.nf4 import NF4Layer, NF4Tensor
 from qlora_jax.quant.nf4.tensor import packed_shapes
+from qlora_jax.quant.rules import packed
 from qlora_jax.serve.runner import SMALLEST_PIECE, Programs, empty_stacks, idle_rows
 from tests.aot.calls import MOSAIC, TRITON
 from tests.aot.sass import Kernel
@@ -82,21 +83,21 @@ def train_step() -> Program:
 
 def decode_step() -> Program:
     """One text, a cache of 1,024 tokens."""
-    return abstract_decode_step(config_7b(), batch=1, slots=1024)
+    return abstract_decode_step(config_7b(), batch=1, places=1024)
 
 
 def serve_step() -> Program:
     """A token for 16 texts of at most 1,024, each with one of 8 adapters of rank 16; their cache alone takes 8.7 GB."""
     geometry = read_config(Path(config_7b().model.geometry))
-    graphdef, base = nnx.split(abstract_model(geometry, quantization=Quantization()))
+    graphdef, base = nnx.split(abstract_model(geometry, rules=packed(QuantSection())))
     cache = jax.eval_shape(lambda: empty_cache(geometry, 16, 1024 + SMALLEST_PIECE, "bfloat16"))
     stacks = jax.eval_shape(lambda: empty_stacks(geometry, 9, 16, "bfloat16"))
-    rows = jax.eval_shape(lambda: idle_rows(16, cache.k.shape[3]))
-    return Programs(graphdef).decode, ((base,), stacks, cache.k, cache.v, rows.tokens, rows)
+    rows = jax.eval_shape(lambda: idle_rows(16, cache.layers["layers"].k.shape[3]))
+    return Programs(graphdef).decode, ((base,), stacks, cache.layers, rows.tokens, rows)
 
 
 def stack(n: int = 4096, k: int = 4096, dtype: str = "bfloat16") -> NF4Tensor:
-    return packed_shapes((n, k), dtype, double=True, stack=(32,))
+    return packed_shapes((n, k), dtype, double=True, leading=(32,))
 
 
 INDEX = jax.ShapeDtypeStruct((), jnp.int32)

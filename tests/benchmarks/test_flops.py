@@ -9,10 +9,11 @@ from flax import nnx
 from jax.extend import core
 
 from benchmarks.gpu.flops import forward_flops, train_flops
-from qlora_jax.io.build import Quantization, abstract_model
-from qlora_jax.lora import LoraConfig
+from qlora_jax.config import LoraSection, Pieces, QuantSection
+from qlora_jax.io.build import abstract_model
 from qlora_jax.models.adapters import add_adapters
-from qlora_jax.objective.tokens import next_token_loss
+from qlora_jax.objective.sft import next_token_loss
+from qlora_jax.quant.rules import packed
 from tests import tiny_config
 
 CONFIG = dataclasses.replace(tiny_config.CONFIG, windows=(0, 0, 0))
@@ -42,14 +43,14 @@ def inner_jaxprs(equation):
 
 def traced(*, grad: bool, targets):
     """The traced loss or its gradient, and the adapters' targets. Attention as a whole square: that is what it runs."""
-    model = abstract_model(CONFIG, quantization=Quantization())
-    found = add_adapters(model, LoraConfig(rank=RANK, targets=targets), jax.random.key(0)) if targets else {}
+    model = abstract_model(CONFIG, rules=packed(QuantSection()))
+    found = add_adapters(model, LoraSection(rank=RANK, targets=targets), jax.random.key(0)) if targets else {}
     graphdef, adapters, base = nnx.split(model, nnx.Param, ...)
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), "int32")
 
     def loss(adapters, base, tokens):
         merged = nnx.merge(graphdef, adapters, base)
-        hidden = merged.hidden(tokens, remat="full" if grad else "none")
+        hidden = merged.hidden(tokens, pieces=Pieces(remat="full" if grad else "none"))
         return next_token_loss(hidden, tokens, tokens >= 0, merged.logits, chunk=CHUNK)
 
     function = jax.grad(loss, has_aux=True) if grad else loss

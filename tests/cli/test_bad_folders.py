@@ -19,6 +19,7 @@ from qlora_jax.cli.generate import main as generate
 from qlora_jax.cli.train import main as train
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.save import write_model
+from qlora_jax.quant.rules import rules_for
 from qlora_jax.training.run_folder import explains_full_disk
 from tests.cli.commands import SECOND, command, contents, edit_tensor, exit_code
 
@@ -216,7 +217,7 @@ def test_disk_that_fills_up_during_an_export(form, run, tmp_path, disk_that_fill
 
 
 def test_disk_that_fills_up_under_a_full_fine_tune(sound, tmp_path, disk_that_fills_up):
-    trained = load_model(sound / "model", dtype="bfloat16", quant="none").model
+    trained = load_model(sound / "model", dtype="bfloat16", rules=rules_for("none")).model
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"of an earlier step")
     before = contents(tmp_path)

@@ -1,6 +1,7 @@
 """`scripts/compare.py` on a tiny model, and what it refuses."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from qlora_jax.cli.compare import main as compare
 from qlora_jax.report.methods import TITLES
 from qlora_jax.run import compare as comparing
+from qlora_jax.run.train_result import TrainResult
 from tests.cli.commands import exit_code
 from tests.cli.tiny import write_rows
 from tests.compare.study import write_run
@@ -43,14 +45,16 @@ def test_a_comparison_from_beginning_to_end(rows, tmp_path, capsys, monkeypatch,
     out, trained = tmp_path / "out", []
     real = comparing.train
 
-    def train(config):
+    def train(config, *, progress):
         """Short runs are made up, to save time; the second whole one is stopped by SIGTERM."""
         trained.append(config.output_dir)
         if "/search/" in config.output_dir:
             write_run(Path(config.output_dir), config, loss=1.0)
-            return 0
+            return TrainResult(folder=Path(config.output_dir))
         whole = [folder for folder in trained if "/runs/" in folder]
-        return 143 if len(whole) == 2 else real(config)
+        if len(whole) == 2:
+            return TrainResult(folder=Path(config.output_dir), stopped=signal.SIGTERM)
+        return real(config, progress=progress)
 
     monkeypatch.setattr(comparing, "train", train)
     quick = arguments(rows, out, "--quick", "--config.data.exact_match=true", "--config.train.steps=4")

@@ -20,7 +20,9 @@ def breaks(monkeypatch, figure: str, value: float, at: int) -> None:
     calls = iter(range(100))
     if figure == "eval_loss":
         whole = loop.evaluate
-        monkeypatch.setattr(loop, "evaluate", lambda *a: (value, 1) if next(calls) == at else whole(*a))
+        monkeypatch.setattr(
+            loop, "evaluate", lambda *a: {"loss": value, "tokens": 1} if next(calls) == at else whole(*a)
+        )
         return
     compile_step = Loop._compile
 

@@ -13,6 +13,7 @@ from qlora_jax.cli.train import main as train
 from qlora_jax.config import load_config
 from qlora_jax.io.hf import read_config
 from qlora_jax.memory.compile import CompilerMissing
+from qlora_jax.report.progress import Terminal
 from qlora_jax.run import out_of_memory
 from qlora_jax.run import plan as planning
 from qlora_jax.training.loop import Loop
@@ -240,7 +241,7 @@ def test_a_change_that_the_run_may_go_on_with_is_said_to_go_on(sound, tmp_path):
 @pytest.mark.parametrize("limit", [None, 10**12])
 def test_nothing_is_said_without_a_gpu_or_where_it_fits(limit, sound, monkeypatch, capsys):
     monkeypatch.setattr(out_of_memory, "device_memory", lambda: limit)
-    out_of_memory.warn_if_too_large(*sound_config(sound))
+    out_of_memory.warn_if_too_large(*sound_config(sound), Terminal())
     assert capsys.readouterr().err == ""
 
 

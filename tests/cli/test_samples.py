@@ -5,7 +5,7 @@ import pytest
 
 from qlora_jax.data import Encoded, load_tokenizer
 from qlora_jax.generation import Generator
-from qlora_jax.run import samples
+from qlora_jax.run import groups, samples
 from qlora_jax.run.samples import Answerer, turns_of
 from tests.cli.tiny import SPECIALS, write_tokenizer
 
@@ -52,7 +52,7 @@ def answerer(tokenizer, monkeypatch):
 
         monkeypatch.setattr(Generator, "generate", generate)
         monkeypatch.setattr(samples, "with_table_on_device", lambda state: state)
-        parts = type("Parts", (), dict(graphdef=None, adapters=None, base=None))
+        parts = type("Parts", (), dict(graphdef=None, trained=None, base=None))
         made = Answerer(parts, tokenizer, stop_ids=[tokenizer.eos_token_id], positions=positions)
         made.asked_for = asked
         return made
@@ -143,12 +143,12 @@ def test_many_answers_keep_their_places(document, answerer):
     rows = [document((prompt, False), ("?" + EOS, True)) for prompt in prompts]
     model = answerer({prompt: f"answer {i}{EOS}" for i, prompt in enumerate(prompts)})
     assert model.samples(rows) == [f"answer {i}" for i in range(150)]
-    assert len(model.asked_for) == 3 * samples.BATCH
+    assert len(model.asked_for) == 3 * groups.BATCH
 
 
 @pytest.mark.parametrize("prompt, new, rows", [(20, 32, 64), (500, 64, 16), (4000, 512, 2), (30_000, 512, 1)])
 def test_fewer_long_texts_are_written_at_once(prompt, new, rows):
-    assert samples._rows(prompt, new) == rows
+    assert groups.rows_at_once(prompt, new) == rows
 
 
 def test_the_special_tokens_are_those_of_the_tests():

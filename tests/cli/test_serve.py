@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from qlora_jax.cli.serve import main as serve
-from qlora_jax.io.build import Quantization
+from qlora_jax.config import QuantSection
 from qlora_jax.run.serve import base_name, key_of, public_host, recorded_quantization
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,11 +92,11 @@ def test_the_base_is_stored_as_most_adapters_say(tmp_path, caplog):
     assert recorded_quantization(tmp_path) is None
     record("a", method="qlora", double=True, lm_head="nf4", embedding="none", other=1)
     record("b", method="qlora", double=True, lm_head="nf4", embedding="none")
-    assert recorded_quantization(tmp_path) == Quantization(lm_head="nf4")
+    assert recorded_quantization(tmp_path) == QuantSection(lm_head="nf4")
     record("c", method="qlora", double=False)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "qlora_jax.json").write_text("{")
-    assert recorded_quantization(tmp_path) == Quantization(lm_head="nf4")
+    assert recorded_quantization(tmp_path) == QuantSection(lm_head="nf4")
     assert "1 of 3 adapters were trained on a base that is stored otherwise" in caplog.text
 
 

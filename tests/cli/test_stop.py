@@ -87,7 +87,7 @@ def test_whatever_it_is_doing(sound, uninterrupted, hangs, tmp_path, capsys, doi
 
 def test_a_process_ends_although_a_library_computes(sound, tmp_path):
     code = (
-        "import sys, time; from qlora_jax.cli import train, training; "
+        "import sys, time; from qlora_jax.cli import train; from qlora_jax.run import train as training; "
         "training.prepare = lambda *arguments: print('encoding', flush=True) or time.sleep(600); "
         "sys.exit(train.main(sys.argv[1:]))"
     )

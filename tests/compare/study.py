@@ -1,8 +1,13 @@
 """A comparison whose runs are not trained: they only leave what training leaves."""
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from qlora_jax.compare.study import Outcome, Study
 from qlora_jax.config import (
     Config,
     DataSection,
@@ -12,7 +17,10 @@ from qlora_jax.config import (
     TrainSection,
     to_dict,
 )
+from qlora_jax.run import compare
+from qlora_jax.run.train_result import TrainResult
 from qlora_jax.training.loop import Diverged
+from qlora_jax.training.observer import Observer
 
 CONFIG = Config(
     seed=7,
@@ -34,10 +42,10 @@ class Trainer:
         self.asked: list[Config] = []
         self.diverges, self.stops_at = diverges, stops_at
 
-    def __call__(self, config: Config) -> int:
+    def __call__(self, config: Config, *, progress: Observer) -> TrainResult:
         self.asked.append(config)
         if len(self.asked) == self.stops_at:
-            return 143
+            return TrainResult(folder=Path(config.output_dir), stopped=signal.SIGTERM)
         rate, search = config.optim.learning_rate, "/search/" in config.output_dir
         if (config.method, rate) in self.diverges:
             raise Diverged("loss nan")
@@ -45,7 +53,7 @@ class Trainer:
         best = 0.003 if config.method == "full" else 0.01
         loss = abs(rate - best) if search else LOSSES[config.method] + 0.01 * (config.seed - 7)
         write_run(Path(config.output_dir), config, loss)
-        return 0
+        return TrainResult(folder=Path(config.output_dir))
 
 
 def write_run(folder: Path, config: Config, loss: float) -> None:
@@ -60,5 +68,8 @@ def write_run(folder: Path, config: Config, loss: float) -> None:
     (folder / "summary.json").write_text(json.dumps(summary | {"device_peak_bytes": None}))
 
 
-def silent(text: str) -> None:
-    """Says nothing."""
+def outcomes(study: Study, train: Trainer) -> Iterator[Outcome]:
+    """The outcomes of a study whose runs are trained by `train`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "train", train)
+        yield from compare.outcomes(study, Observer())

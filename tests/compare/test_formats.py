@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qlora_jax.compare.formats import FORMATS, LEVELS, round_model, write_rounded
+from qlora_jax.compare.formats import FORMATS, round_model, write_rounded
 from qlora_jax.io.hf import load_model
-from qlora_jax.quant.nf4 import dequantize, quantize
+from qlora_jax.quant.nf4 import CODEBOOKS, dequantize, quantize
+from qlora_jax.quant.rules import rules_for
 
 RNG = np.random.default_rng(0)
 
@@ -20,7 +21,7 @@ RNG = np.random.default_rng(0)
     ],
 )
 def test_levels(name, positive):
-    levels = LEVELS[name]
+    levels = CODEBOOKS[name]
     assert levels.dtype == np.float32 and len(levels) == 15
     np.testing.assert_allclose(levels[7:], positive, rtol=1e-6)
     np.testing.assert_array_equal(levels, -levels[::-1])
@@ -52,7 +53,9 @@ def test_nf4_with_double_quantization_is_what_qlora_trains_on():
 def test_a_rounded_folder_differs_in_its_projections_alone(checkpoint, tmp_path):
     source = checkpoint(dtype="bfloat16")
     write_rounded(source, tmp_path / "int4", "int4")
-    before, after = (load_model(folder, dtype="float32", quant="none").model for folder in (source, tmp_path / "int4"))
+    before, after = (
+        load_model(folder, dtype="float32", rules=rules_for("none")).model for folder in (source, tmp_path / "int4")
+    )
     np.testing.assert_array_equal(before.embed_tokens.weight.get_value(), after.embed_tokens.weight.get_value())
     old, new = (np.asarray(model.layers.mlp.up_proj.weight.get_value()) for model in (before, after))
     assert new.dtype == np.float32 and not np.array_equal(old, new)

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from qlora_jax.compare.results import comparison, share
-from qlora_jax.compare.study import Study, outcomes
+from qlora_jax.compare.study import Study
 from qlora_jax.report.comparison import ablation_charts, write_comparison
-from tests.compare.study import CONFIG, Trainer, silent
+from tests.compare.study import CONFIG, Trainer, outcomes
 
 ABOUT = {
     "machine": {"device": "cpu", "platform": "cpu", "cpu": "<b>Xeon</b>", "arch": "x86_64"},
@@ -34,7 +34,7 @@ MEMORY = {
 @pytest.fixture
 def result(tmp_path):
     study = Study(CONFIG, tmp_path / "out", "default")
-    found = comparison(study, list(outcomes(study, Trainer(), silent)), MEMORY, ABOUT)
+    found = comparison(study, list(outcomes(study, Trainer())), MEMORY, ABOUT)
     return json.loads(json.dumps(found))
 
 
@@ -90,7 +90,7 @@ def test_the_page_shows_it(result, tmp_path):
 
 def test_the_page_of_ablations_shows_each_beside_what_it_changes(tmp_path):
     study = Study(CONFIG, tmp_path / "out", "ablations")
-    result = comparison(study, list(outcomes(study, Trainer(), silent)), MEMORY, ABOUT)
+    result = comparison(study, list(outcomes(study, Trainer())), MEMORY, ABOUT)
     adapters = {row["method"]: row for row in result["rows"]}
     adapters["qlora-qv"]["trainable"] += 1  # the trainer gives all methods the same
     storage, others = ablation_charts(result["rows"])
@@ -107,7 +107,7 @@ def test_a_run_without_exact_matches_has_none(tmp_path):
 
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, exact_match=False))
     study = Study(config, tmp_path / "out", "quick")
-    result = comparison(study, list(outcomes(study, Trainer(), silent)), MEMORY, ABOUT)
+    result = comparison(study, list(outcomes(study, Trainer())), MEMORY, ABOUT)
     assert {row["exact_match"] for row in result["rows"]} == {None}
     assert {row["exact_match_kept"] for row in result["rows"]} == {None}
     assert "Exact match" not in write_comparison(tmp_path, result).read_text()

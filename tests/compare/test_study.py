@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from qlora_jax.compare.study import Stopped, Study, check_study, downhill, outcomes, start_study
+from qlora_jax.compare.study import Study, check_study, start_study
 from qlora_jax.config import DataSection, ModelSection
+from qlora_jax.run.compare import Stopped, downhill
 from qlora_jax.training.loop import Diverged
-from tests.compare.study import CONFIG, Trainer, silent
+from tests.compare.study import CONFIG, Trainer, outcomes
 
 
 def changed(**data):
@@ -79,7 +80,7 @@ def test_ablations_leave_out_what_is_there_already(tmp_path):
 
 def test_each_method_trains_at_its_own_best_rate(study):
     train = Trainer()
-    found = list(outcomes(study, train, silent))
+    found = list(outcomes(study, train))
     assert {one.method.name: one.rate for one in found} == pytest.approx({"qlora": 1e-2, "lora": 1e-2, "full": 3e-3})
     assert found[2].search == pytest.approx({1e-3: 2e-3, 3e-3: 0.0, 1e-2: 7e-3})
     assert len(train.asked) == 3 * (3 + 3)
@@ -87,33 +88,33 @@ def test_each_method_trains_at_its_own_best_rate(study):
 
 def test_a_rate_that_diverges_is_not_chosen(study):
     diverges = {("qlora", rate) for rate in study.rates[1:]}
-    found = next(outcomes(study, Trainer(diverges=diverges), silent))
+    found = next(outcomes(study, Trainer(diverges=diverges)))
     assert found.rate == study.rates[0]
     diverges.add(("qlora", study.rates[0]))
     other = Study(CONFIG, study.out.with_name("other"), "default")
     with pytest.raises(Diverged, match=r"QLoRA diverged at 0\.001 and higher: lower optim\.learning_rate"):
-        list(outcomes(other, Trainer(diverges=diverges), silent))
+        list(outcomes(other, Trainer(diverges=diverges)))
 
 
 def test_a_stopped_comparison_goes_on_where_it_was(study):
     check_study(study)
     start_study(study)
     with pytest.raises(Stopped) as stopped:
-        list(outcomes(study, Trainer(stops_at=5), silent))
+        list(outcomes(study, Trainer(stops_at=5)))
     assert stopped.value.code == 143
     check_study(study)
     train = Trainer()
-    list(outcomes(study, train, silent))
+    list(outcomes(study, train))
     assert len(train.asked) == 18 - 4  # four runs were done
     assert train.asked[0].output_dir.endswith("runs/qlora-seed8")
 
 
 def test_a_finished_run_of_another_configuration_is_not_taken(study):
-    list(outcomes(study, Trainer(), silent))
+    list(outcomes(study, Trainer()))
     record = study.out / "runs/lora-seed8/config.json"
     record.write_text(record.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.5'))
     with pytest.raises(ValueError, match=r"holds another run \(optim.learning_rate was 0.5, now 0.01\)"):
-        list(outcomes(study, Trainer(), silent))
+        list(outcomes(study, Trainer()))
 
 
 @pytest.mark.parametrize(

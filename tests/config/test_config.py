@@ -20,6 +20,7 @@ from qlora_jax.config import (
     TrainSection,
     from_dict,
     load_config,
+    may_change,
     to_dict,
 )
 
@@ -280,3 +281,19 @@ def test_a_configuration_of_an_earlier_version_still_loads(tmp_path):
         "from qlora_jax.train.config import Config, LoraSection\nconfig = Config(lora=LoraSection(rank=3))\n"
     )
     assert load_config(file).lora.rank == 3
+
+
+def test_what_may_change_when_a_run_goes_on():
+    """Literally: a field that is added is fixed unless it says otherwise."""
+    assert may_change("free") == {
+        *("output_dir", "model.kernels", "optim.offload"),
+        *("data.samples", "data.test", "data.test_split", "data.eval_split", "data.cache", "data.max_bad_rows"),
+        *("train.steps", "train.epochs", "train.save_every", "train.eval_every", "train.eval_rows", "train.log_every"),
+        *("train.remat", "train.mlp_chunk", "train.loss_chunk", "train.vocab_chunk"),
+        *("train.keep", "train.keep_best", "train.resume", "train.resume_with"),
+    }
+    assert may_change("said") == {
+        *("data.train", "data.eval", "data.split", "data.packing", "data.train_on", "data.long_rows"),
+        *("data.chat_template", "data.exact_match", "train.batch_size", "train.grad_accum", "train.seq_len"),
+        *("optim.learning_rate", "optim.schedule", "optim.warmup_ratio", "optim.weight_decay", "optim.clip"),
+    }

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_jax.data import Encoded, eval_batches, make_batches
+from qlora_jax.data import Batches, Encoded, eval_batches
 
 PAD = 99
 
@@ -16,35 +16,35 @@ def document(number, length):
 def batches_of(lengths, **settings):
     defaults = dict(seq_len=6, batch_size=1, grad_accum=1, packing=False, seed=0, pad_id=PAD)
     documents = [document(number, length) for number, length in enumerate(lengths)]
-    return make_batches(documents, **{**defaults, **settings})
+    return Batches(encoded=documents, **{**defaults, **settings})
 
 
 def documents_in(batch):
     """The numbers of the documents of a batch, by their first tokens."""
-    return batch.tokens[(batch.positions == 0) & (batch.segment_ids > 0)].tolist()
+    return batch["tokens"][(batch["positions"] == 0) & (batch["segment_ids"] > 0)].tolist()
 
 
 def test_a_packed_row_token_by_token():
     batch = batches_of([2, 3], packing=True).at(0)
-    assert batch.tokens.tolist() == [[[1, 1, 1, 0, 0, PAD]]]
-    assert batch.segment_ids.tolist() == [[[1, 1, 1, 2, 2, 0]]]
-    assert batch.positions.tolist() == [[[0, 1, 2, 0, 1, 0]]]
-    assert batch.scored.tolist() == [[[False, True, True, False, True, False]]]
-    assert [array.dtype for array in batch] == [np.int32, np.int32, np.int32, np.bool_]
+    assert batch["tokens"].tolist() == [[[1, 1, 1, 0, 0, PAD]]]
+    assert batch["segment_ids"].tolist() == [[[1, 1, 1, 2, 2, 0]]]
+    assert batch["positions"].tolist() == [[[0, 1, 2, 0, 1, 0]]]
+    assert batch["scored"].tolist() == [[[False, True, True, False, True, False]]]
+    assert [array.dtype for array in batch.values()] == [np.int32, np.int32, np.int32, np.bool_]
 
 
 def test_a_padded_row_token_by_token():
     batch = batches_of([2]).at(0)
-    assert batch.tokens.tolist() == [[[0, 0, PAD, PAD, PAD, PAD]]]
-    assert batch.segment_ids.tolist() == [[[1, 1, 0, 0, 0, 0]]]
-    assert batch.positions.tolist() == [[[0, 1, 0, 0, 0, 0]]]
-    assert batch.scored.tolist() == [[[False, True, False, False, False, False]]]
+    assert batch["tokens"].tolist() == [[[0, 0, PAD, PAD, PAD, PAD]]]
+    assert batch["segment_ids"].tolist() == [[[1, 1, 0, 0, 0, 0]]]
+    assert batch["positions"].tolist() == [[[0, 1, 0, 0, 0, 0]]]
+    assert batch["scored"].tolist() == [[[False, True, False, False, False, False]]]
 
 
 def test_microbatches_lead():
     batches = batches_of([2] * 12, batch_size=3, grad_accum=2)
     assert len(batches) == 2
-    assert [array.shape for array in batches.at(0)] == [(2, 3, 6)] * 4
+    assert [array.shape for array in batches.at(0).values()] == [(2, 3, 6)] * 4
 
 
 @settings(max_examples=40)
@@ -60,16 +60,16 @@ def test_an_epoch_shows_every_document_and_repeats_only_to_fill_the_last_batch(
 ):
     batches = batches_of(lengths, batch_size=batch_size, grad_accum=grad_accum, packing=packing)
     steps = [batches.at(epoch * len(batches) + i) for i in range(len(batches))]
-    shown = [number for batch in steps for row in batch.tokens.reshape(-1, 6) for number in set(row) - {PAD}]
+    shown = [number for batch in steps for row in batch["tokens"].reshape(-1, 6) for number in set(row) - {PAD}]
     assert set(shown) == set(range(len(lengths)))
-    rows = np.concatenate([batch.tokens.reshape(-1, 6) for batch in steps])
+    rows = np.concatenate([batch["tokens"].reshape(-1, 6) for batch in steps])
     assert len(rows) - batches.rows < batch_size * grad_accum
     first_time = [number for row in rows[: batches.rows] for number in set(row.tolist()) - {PAD}]
     assert sorted(first_time) == list(range(len(lengths)))
     assert (rows[batches.rows :] == rows[np.arange(len(rows) - batches.rows) % batches.rows]).all()
     for batch in steps:
-        assert not batch.scored[batch.positions == 0].any()
-        assert ((batch.tokens == PAD) == (batch.segment_ids == 0)).all()
+        assert not batch["scored"][batch["positions"] == 0].any()
+        assert ((batch["tokens"] == PAD) == (batch["segment_ids"] == 0)).all()
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -79,7 +79,7 @@ def test_at_is_a_pure_function_of_seed_and_step(packing):
     whole = [run.at(step) for step in range(3 * len(run))]
     resumed = batches_of(lengths, packing=packing, seed=5)
     for step in (2 * len(run) + 1, 3, len(run), 0):  # out of order and across epochs
-        for array, expected in zip(resumed.at(step), whole[step], strict=True):
+        for array, expected in zip(resumed.at(step).values(), whole[step].values(), strict=True):
             assert array.tobytes() == expected.tobytes()
 
 
@@ -95,7 +95,7 @@ def test_epochs_and_seeds_shuffle_anew(packing):
 
 def test_packed_rows_do_not_come_sorted_by_length():
     run = batches_of([4, 5, 6] * 5, packing=True)
-    lengths = [int((run.at(step).segment_ids > 0).sum()) for step in range(len(run))]
+    lengths = [int((run.at(step)["segment_ids"] > 0).sum()) for step in range(len(run))]
     assert sorted(lengths) == [4] * 5 + [5] * 5 + [6] * 5
     assert lengths != sorted(lengths, reverse=True)
 
@@ -117,11 +117,11 @@ def test_a_dataset_smaller_than_a_batch_is_repeated():
 def test_evaluation_shows_every_row_once_in_order():
     documents = [document(number, 3) for number in range(3)]
     first, last = eval_batches(documents, seq_len=4, batch_size=2, pad_id=PAD)
-    assert first.tokens.tolist() == [[[0, 0, 0, PAD], [1, 1, 1, PAD]]]
-    assert last.tokens.tolist() == [[[2, 2, 2, PAD], [PAD] * 4]]
-    assert last.segment_ids.tolist() == [[[1, 1, 1, 0], [0, 0, 0, 0]]]
-    assert last.positions.tolist() == [[[0, 1, 2, 0], [0, 0, 0, 0]]]
-    assert last.scored.tolist() == [[[False, True, True, False], [False] * 4]]
+    assert first["tokens"].tolist() == [[[0, 0, 0, PAD], [1, 1, 1, PAD]]]
+    assert last["tokens"].tolist() == [[[2, 2, 2, PAD], [PAD] * 4]]
+    assert last["segment_ids"].tolist() == [[[1, 1, 1, 0], [0, 0, 0, 0]]]
+    assert last["positions"].tolist() == [[[0, 1, 2, 0], [0, 0, 0, 0]]]
+    assert last["scored"].tolist() == [[[False, True, True, False], [False] * 4]]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qlora_jax.data import Encoded, make_batches
+from qlora_jax.data import Batches, Encoded
 from qlora_jax.data.mixture import Share, draw
 
 # Documents 0 to 9 of one source, 10 to 99 of another, by 3 to 1.
@@ -42,9 +42,9 @@ def test_seeds_and_epochs_differ_and_repeat():
 def test_batches_of_a_mixture_follow_from_the_step(packing):
     documents = [Encoded(ids=np.full(5, i, np.int32), scored=np.arange(5) > 0) for i in range(100)]
     settings = dict(seq_len=10, batch_size=2, grad_accum=1, packing=packing, seed=3, pad_id=999, shares=SHARES)
-    first, again = make_batches(documents, **settings), make_batches(documents, **settings)
+    first, again = Batches(encoded=documents, **settings), Batches(encoded=documents, **settings)
     assert len(first) == (25 if packing else 50)
     for step in (2 * len(first) + 3, 0, 7):  # in any order
-        np.testing.assert_array_equal(first.at(step).tokens, again.at(step).tokens)
-    epoch = np.concatenate([first.at(step).tokens for step in range(len(first))])
+        np.testing.assert_array_equal(first.at(step)["tokens"], again.at(step)["tokens"])
+    epoch = np.concatenate([first.at(step)["tokens"] for step in range(len(first))])
     assert np.sum(epoch < 10) == 5 * 75

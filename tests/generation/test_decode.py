@@ -17,7 +17,7 @@ LONG, SHORT, OTHER = [5, 6, 7, 8, 9], [11, 3], [2, 90]
 
 @pytest.fixture(scope="module")
 def generator():
-    graphdef, state = nnx.split(random_model(CONFIG, 0, dtype="float32", quantization=None).model)
+    graphdef, state = nnx.split(random_model(CONFIG, 0, dtype="float32").model)
     return Generator(graphdef, state, stop_ids=())
 
 

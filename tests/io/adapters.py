@@ -9,7 +9,9 @@ import torch
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.peft import Adapter, attach_adapter
 from qlora_jax.lora import resolve_targets
+from qlora_jax.lora.low_rank import Pair
 from qlora_jax.models.table import linear_modules
+from qlora_jax.quant.rules import rules_for
 from tests.io.torch_model import TOKENS, load, logits
 
 
@@ -28,7 +30,7 @@ def written_by_peft(base, folder, **settings):
 
 
 def our_model(base):
-    return load_model(base, dtype="float32", quant="none").model
+    return load_model(base, dtype="float32", rules=rules_for("none")).model
 
 
 def our_logits(model) -> np.ndarray:
@@ -44,6 +46,6 @@ def with_random_adapter(base, lora):
     for name, target in resolve_targets(lora, linear_modules(model.config)).items():
         n, k = shapes[name.rsplit(".", 1)[-1]]
         A, B = random.normal(0, 0.3, (target.rank, k)), random.normal(0, 0.3, (n, target.rank))
-        weights[name] = (A.astype(np.float32), B.astype(np.float32))
+        weights[name] = Pair(A.astype(np.float32), B.astype(np.float32))
     adapter = Adapter(lora=lora, weights=weights, base=None, base_hash=None, extra={})
     return model, attach_adapter(model, adapter, base_hash=None)

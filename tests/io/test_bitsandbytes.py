@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax.io.bitsandbytes import is_nf4, nf4_form, quantization_config, read_nf4, write_nf4
+from qlora_jax.io.bitsandbytes import form, holds, quantization_config, read, write
 from qlora_jax.io.export import export_bnb4
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.quant.nf4 import dequantize, quantize
@@ -54,9 +54,9 @@ def random_weight(shape, dtype=torch.bfloat16):
 def test_reads_what_bitsandbytes_packed(tmp_path, shape, double, dtype):
     parts, expected = packed_by_bitsandbytes(random_weight(shape, dtype), double=double)
     tensors = folder_with(tmp_path, parts)
-    tensor = read_nf4(tensors, NAME, shape)
+    tensor = read(tensors, NAME, shape)
     assert (tensor.double, tensor.dtype, tensor.shape) == (double, DTYPES[dtype], shape)
-    assert is_nf4(tensors, NAME) and nf4_form(tensors, NAME, shape)[1] == DTYPES[dtype]
+    assert holds(tensors, NAME) and form(tensors, NAME, shape)[1] == DTYPES[dtype]
     np.testing.assert_array_equal(np.asarray(dequantize(tensor)), to_numpy(expected))
 
 
@@ -71,7 +71,7 @@ def test_reads_every_quant_storage(tmp_path, storage):
     parts, expected = packed_by_bitsandbytes(random_weight((64, 128)), storage=storage)
     tensors = folder_with(tmp_path, parts)
     assert tensors.dtype(NAME) == STORAGES[storage]
-    np.testing.assert_array_equal(np.asarray(dequantize(read_nf4(tensors, NAME, (64, 128)))), to_numpy(expected))
+    np.testing.assert_array_equal(np.asarray(dequantize(read(tensors, NAME, (64, 128)))), to_numpy(expected))
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -79,7 +79,7 @@ def test_reads_every_quant_storage(tmp_path, storage):
 def test_writes_the_bytes_that_bitsandbytes_writes(shape, double):
     weight = random_weight(shape)
     theirs, _ = packed_by_bitsandbytes(weight, double=double)
-    ours = write_nf4(NAME, quantize(jnp.asarray(to_numpy(weight)), double=double))
+    ours = write(NAME, quantize(jnp.asarray(to_numpy(weight)), double=double))
     assert set(ours) == set(theirs)
     state_name = f"{NAME}.quant_state.bitsandbytes__nf4"
     for name in theirs.keys() - {state_name, f"{NAME}.nested_absmax"}:
@@ -94,7 +94,7 @@ def test_writes_the_bytes_that_bitsandbytes_writes(shape, double):
 
 def test_written_and_read_is_the_same_tensor(tmp_path):
     tensor = quantize(jnp.asarray(to_numpy(random_weight((64, 128)))))
-    again = read_nf4(folder_with(tmp_path, write_nf4(NAME, tensor)), NAME, (64, 128))
+    again = read(folder_with(tmp_path, write(NAME, tensor)), NAME, (64, 128))
     for field in ("codes", "absmax", "nested_absmax", "nested_levels", "offset"):
         np.testing.assert_array_equal(getattr(again, field), getattr(tensor, field), err_msg=field)
 
@@ -108,21 +108,21 @@ def changed_state(parts, **changes):
 def test_refuses_another_shape(tmp_path):
     parts, _ = packed_by_bitsandbytes(random_weight((64, 128)))
     with pytest.raises(ValueError, match=r"'model.layers.0.self_attn.q_proj.weight' has shape \[64, 128\], expe"):
-        read_nf4(folder_with(tmp_path, parts), NAME, (128, 64))
+        read(folder_with(tmp_path, parts), NAME, (128, 64))
 
 
 def test_refuses_another_block_size(tmp_path):
     parts, _ = packed_by_bitsandbytes(random_weight((64, 128)), block=128)
     with pytest.raises(ValueError, match="has blocksize 128, expected 64"):
-        read_nf4(folder_with(tmp_path, parts), NAME, (64, 128))
+        read(folder_with(tmp_path, parts), NAME, (64, 128))
 
 
 def test_refuses_fp4(tmp_path):
     parts, _ = packed_by_bitsandbytes(random_weight((64, 128)), kind="fp4")
     tensors = folder_with(tmp_path, parts)
-    assert is_nf4(tensors, NAME)
+    assert holds(tensors, NAME)
     with pytest.raises(ValueError, match="is fp4, expected nf4: quantize the model with bnb_4bit_quant_type='nf4'"):
-        read_nf4(tensors, NAME, (64, 128))
+        read(tensors, NAME, (64, 128))
 
 
 def test_refuses_another_codebook(tmp_path):
@@ -130,25 +130,25 @@ def test_refuses_another_codebook(tmp_path):
     levels = to_numpy(parts[f"{NAME}.quant_map"]).copy()
     levels[3] = np.nextafter(levels[3], np.float32(1))
     with pytest.raises(ValueError, match="is not the NF4 codebook .* quantize the model again from its 16-bit"):
-        read_nf4(folder_with(tmp_path, parts | {f"{NAME}.quant_map": levels}), NAME, (64, 128))
+        read(folder_with(tmp_path, parts | {f"{NAME}.quant_map": levels}), NAME, (64, 128))
 
 
 def test_refuses_another_dtype_and_a_missing_or_short_part(tmp_path):
     parts, _ = packed_by_bitsandbytes(random_weight((64, 128)))
     with pytest.raises(ValueError, match="has dtype 'float64', expected one of bfloat16, float16, float32"):
-        read_nf4(folder_with(tmp_path / "a", changed_state(parts, dtype="float64")), NAME, (64, 128))
+        read(folder_with(tmp_path / "a", changed_state(parts, dtype="float64")), NAME, (64, 128))
     wide = parts | {f"{NAME}.absmax": np.zeros(128, np.float32)}
     with pytest.raises(ValueError, match="absmax' is float32 of 128 elements, expected uint8 of 128"):
-        read_nf4(folder_with(tmp_path / "d", wide), NAME, (64, 128))
+        read(folder_with(tmp_path / "d", wide), NAME, (64, 128))
     nested = parts | {f"{NAME}.nested_absmax": np.zeros(1, np.float16)}
     with pytest.raises(ValueError, match="nested_absmax' is float16 of 1 elements, expected float32 of 1"):
-        read_nf4(folder_with(tmp_path / "e", nested), NAME, (64, 128))
+        read(folder_with(tmp_path / "e", nested), NAME, (64, 128))
     short = parts | {f"{NAME}.absmax": np.zeros(127, np.uint8)}
     with pytest.raises(ValueError, match="absmax' is uint8 of 127 elements, expected uint8 of 128"):
-        read_nf4(folder_with(tmp_path / "b", short), NAME, (64, 128))
+        read(folder_with(tmp_path / "b", short), NAME, (64, 128))
     del short[f"{NAME}.absmax"]
     with pytest.raises(ValueError, match="holds no tensor 'model.layers.0.self_attn.q_proj.weight.absmax'"):
-        read_nf4(folder_with(tmp_path / "c", short), NAME, (64, 128))
+        read(folder_with(tmp_path / "c", short), NAME, (64, 128))
 
 
 def quantized_by_transformers(base, *, double=True):

@@ -1,11 +1,16 @@
+import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from qlora_jax.config import OptimSection
 from qlora_jax.io.checkpoint import Checkpoints
+from qlora_jax.lora.partition import make_optimizer
+from qlora_jax.training.optimizer import adamw
 
 PARAMS = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3, jnp.bfloat16)}
 
@@ -63,3 +68,27 @@ def test_without_a_finite_evaluation_there_is_no_best(tmp_path):
     checkpoints, _ = write(tmp_path, [math.nan, math.inf])
     with pytest.raises(ValueError, match="no checkpoint of this run has a finite eval_loss"):
         _ = checkpoints.best
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+def test_an_optimizers_state_of_an_earlier_version_is_found(tmp_path, moments, clip):
+    """It covered (trained, frozen), masked: the same leaves, under longer paths."""
+    tx = adamw(OptimSection(moments=moments, clip=clip), optax.linear_schedule(1e-3, 0, 10))
+    trained = {"layers": {"A": jnp.zeros((2, 3)), "B": jnp.zeros((2, 1))}, "norm": [jnp.zeros(4)]}
+    masks = jax.tree.map(lambda _: True, trained), jax.tree.map(lambda _: False, PARAMS)
+    earlier = make_optimizer(tx, masks).init((trained, PARAMS))
+    numbers = itertools.count(1)
+    earlier = jax.tree.map(lambda leaf: jnp.full_like(leaf, next(numbers)), earlier)
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
+    checkpoints.save(1, trained, earlier, {})
+    checkpoints.wait()
+    state = tx.init(trained)
+    restored = checkpoints.restore(1, optimizer=state)["optimizer"]
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for name in ("mu", "nu"):
+        expected, _ = optax.tree.get(earlier, name)
+        jax.tree.map(np.testing.assert_array_equal, optax.tree.get(restored, name), expected)
+    assert [leaf.dtype for leaf in jax.tree.leaves(restored)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
+    assert len({float(leaf.ravel()[0]) for leaf in jax.tree.leaves(restored)}) == len(jax.tree.leaves(state))
+    checkpoints.close()

@@ -15,13 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from qlora_jax.config import LoraSection, QuantSection
 from qlora_jax.io import shards
-from qlora_jax.io.build import Quantization
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.peft import Adapter
-from qlora_jax.lora import LoraConfig
+from qlora_jax.lora.low_rank import Pair
 from qlora_jax.quant import int8
+from qlora_jax.quant.rules import packed, rules_for
 from tests.io.torch_model import load, logits
 
 ATTENTION = "model.layers.1.self_attn.q_proj"
@@ -33,13 +34,13 @@ ULP = 2.0**-7
 
 def make_adapter(**changes) -> Adapter:
     """Random A and B of ranks 3 (queries) and 2 (values)."""
-    lora = LoraConfig(rank=3, alpha=6.0, targets=("q_proj", "v_proj"), rank_pattern={"v_proj": 2})
+    lora = LoraSection(rank=3, alpha=6.0, targets=("q_proj", "v_proj"), rank_pattern={"v_proj": 2})
     random = np.random.default_rng(0)
     weights = {}
     for name in ADAPTED:
         n, rank = (64, 3) if name.endswith("q_proj") else (32, 2)
         A, B = random.normal(0, 0.1, (rank, 64)), random.normal(0, 0.1, (n, rank))
-        weights[name] = (A.astype(np.float32), B.astype(np.float32))
+        weights[name] = Pair(A.astype(np.float32), B.astype(np.float32))
     fields = dict(lora=lora, weights=weights, base="org/llama", base_hash=None, extra={})
     return Adapter(**(fields | changes))
 
@@ -110,8 +111,8 @@ def test_double_and_lm_head_are_honoured(base, tmp_path):
     adapter = make_adapter()
     ways = {"single": {"double": False}, "head": {"lm_head": "nf4"}, "both": {"lm_head": "int8", "embedding": "int8"}}
     for out, options in (ways | {"plain": {}}).items():
-        quantization = Quantization(**options)
-        export_merged(base, adapter, tmp_path / out, into="dequantized", quantization=quantization)
+        rules = packed(QuantSection(**options))
+        export_merged(base, adapter, tmp_path / out, into="dequantized", rules=rules)
     single, head, both, plain = (tensors_of(tmp_path / out) for out in ("single", "head", "both", "plain"))
     differing = {n for n in plain if not np.array_equal(plain[n], single[n])}
     assert differing == {n for n in plain if "_proj" in n}
@@ -119,7 +120,7 @@ def test_double_and_lm_head_are_honoured(base, tmp_path):
     tables = {"lm_head.weight", "model.embed_tokens.weight"}
     assert {n for n in plain if not np.array_equal(plain[n], both[n])} == tables
     for name in tables:
-        np.testing.assert_array_equal(both[name], int8.dequantize(int8.quantize(jnp.asarray(plain[name]))))
+        np.testing.assert_array_equal(both[name], int8.quantize(jnp.asarray(plain[name])).dequantize())
 
 
 def test_a_packed_base_merges_into_what_it_dequantizes_to(base, tmp_path):
@@ -155,7 +156,7 @@ def test_a_packed_copy_is_the_base_and_a_packed_merge_is_another(base, tmp_path)
     export_bnb4(base, tmp_path / "merge", make_adapter())
 
     def identity(folder):
-        return load_model(folder, dtype="bfloat16", quant="auto").content_hash
+        return load_model(folder, dtype="bfloat16", rules=rules_for("auto")).content_hash
 
     assert identity(tmp_path / "copy") == identity(base)
     assert identity(tmp_path / "merge") != identity(base)
@@ -243,7 +244,7 @@ def test_each_tensor_keeps_its_own_dtype(base, tmp_path):
 
 
 def test_the_right_base_is_accepted_and_another_refused(base, tmp_path):
-    content_hash = load_model(base, dtype="bfloat16", quant="none").content_hash
+    content_hash = load_model(base, dtype="bfloat16", rules=rules_for("none")).content_hash
     export_merged(base, make_adapter(base_hash=content_hash), tmp_path / "right")
     with pytest.raises(ValueError, match=f"adapter for another base: .* hash 0123, this base has {content_hash}: giv"):
         export_merged(base, make_adapter(base_hash="0123"), tmp_path / "wrong")

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.peft import read_adapter
+from qlora_jax.quant.rules import rules_for
 
 GPTQ = {"qweight": np.int32, "qzeros": np.int32, "scales": np.float16, "g_idx": np.int32}
 AWQ = {"qweight": np.int32, "qzeros": np.int32, "scales": np.float16}
@@ -44,7 +45,7 @@ def folder(checkpoint, tmp_path):
 
 
 def load(folder):
-    return load_model(folder, dtype="float32", quant="auto")
+    return load_model(folder, dtype="float32", rules=rules_for("auto"))
 
 
 def quantize(folder, parts) -> None:

@@ -12,16 +12,18 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from qlora_jax.config import Config, ModelSection
-from qlora_jax.io.build import Quantization, abstract_model
+from qlora_jax.config import Config, ModelSection, QuantSection
+from qlora_jax.io.build import abstract_model
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model, read_config
 from qlora_jax.io.packing import all_packed, folder_forms, kept_names, stated_forms
 from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.lora.low_rank import Pair
 from qlora_jax.memory.plan import plan
 from qlora_jax.models.adapters import packed_projection
 from qlora_jax.quant.mixed import MixedStack
 from qlora_jax.quant.nf4 import NF4Tensor, quantize
+from qlora_jax.quant.rules import packed, rules_for
 from qlora_jax.training.setup import planned_forms
 from tests.io.test_export import make_adapter
 from tests.io.torch_model import TOKENS, load, logits
@@ -65,7 +67,9 @@ def weights_of(folder):
 @pytest.mark.parametrize("name", SKIPPED)
 @pytest.mark.parametrize("quant", ["auto", "qlora", "none"])
 def test_logits_are_those_of_transformers(folders, name, quant):
-    model = load_model(folders(name), dtype="float32", quant=quant).model
+    model = load_model(
+        folders(name), dtype="float32", rules=packed(QuantSection()) if quant == "qlora" else rules_for(quant)
+    ).model
     np.testing.assert_allclose(model(jnp.asarray(TOKENS)), weights_of(folders(name)), atol=2e-5)
     mixed = isinstance(model.layers.mlp.down_proj.weight.get_value(), MixedStack)
     assert mixed == (quant != "none" and name in ("some layers", "the first layer"))
@@ -73,7 +77,7 @@ def test_logits_are_those_of_transformers(folders, name, quant):
 
 def test_nf4_packs_the_rest_like_the_others_and_says_so(folders, base, caplog):
     caplog.set_level(logging.INFO, "qlora_jax.io")
-    model = load_model(folders("some layers"), dtype="float32", quant="nf4").model
+    model = load_model(folders("some layers"), dtype="float32", rules=rules_for("nf4")).model
     weight = load_file(base / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
     stack = model.layers.mlp.down_proj.weight.get_value()
     assert isinstance(stack, NF4Tensor) and stack.dtype == "bfloat16"
@@ -81,19 +85,19 @@ def test_nf4_packs_the_rest_like_the_others_and_says_so(folders, base, caplog):
     assert "keeps 5 of 21 projections unpacked, packed in NF4 now: " in caplog.text
     assert "model.layers.1.mlp.down_proj" in caplog.text
     caplog.clear()
-    load_model(folders("some layers"), dtype="float32", quant="auto")
+    load_model(folders("some layers"), dtype="float32", rules=rules_for("auto"))
     assert "they stay so" in caplog.text
     caplog.clear()
-    load_model(folders("nothing, not even the output layer"), dtype="float32", quant="nf4")
+    load_model(folders("nothing, not even the output layer"), dtype="float32", rules=rules_for("nf4"))
     assert not caplog.text
 
 
 def test_the_merge_into_what_training_saw_leaves_what_the_folder_keeps(folders, base, tmp_path):
     adapter = make_adapter()
-    empty = dataclasses.replace(adapter, weights={n: (a * 0, b) for n, (a, b) in adapter.weights.items()})
+    empty = dataclasses.replace(adapter, weights={n: Pair(a * 0, b) for n, (a, b) in adapter.weights.items()})
     export_merged(folders("some layers"), empty, tmp_path / "out", into="dequantized")
     written, original = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", base))
-    names = {f"{name}.weight" for name in kept_names(forms(folders("some layers")))}
+    names = {f"{name}.weight" for name in kept_names(read_config(base), forms(folders("some layers")))}
     for name, value in written.items():
         assert np.array_equal(value, original[name]) == (name in names or "_proj" not in name), name
     with pytest.raises(ValueError, match="in 4 bits, not its original: give the folder of the original weights"):
@@ -108,12 +112,15 @@ def forms(folder):
 
 def test_forms(folders, base):
     assert forms(base) == {}
-    some = forms(folders("some layers"))
-    assert kept_names(some) == [
+    some, config = forms(folders("some layers")), read_config(base)
+    assert kept_names(config, some) == [
         *(f"model.layers.2.self_attn.{p}_proj" for p in "qkvo"),
         "model.layers.1.mlp.down_proj",
     ]
-    assert not kept_names(all_packed(some)) and len({f for layers in all_packed(some).values() for f in layers}) == 1
+    assert (
+        not kept_names(config, all_packed(some))
+        and len({f for layers in all_packed(some).values() for f in layers}) == 1
+    )
 
 
 def test_a_plan_counts_what_the_folder_keeps(folders):
@@ -136,8 +143,12 @@ def test_a_configuration_alone_says_the_same(name, folders):
 
 
 def test_what_is_served_is_known_by_any_projection(folders):
-    assert packed_projection(load_model(folders("one projection"), dtype="float32", quant="auto").model).double
-    assert packed_projection(load_model(folders("one projection"), dtype="float32", quant="none").model) is None
+    assert packed_projection(
+        load_model(folders("one projection"), dtype="float32", rules=rules_for("auto")).model
+    ).double
+    assert (
+        packed_projection(load_model(folders("one projection"), dtype="float32", rules=rules_for("none")).model) is None
+    )
 
 
 def test_a_plan_of_a_configuration_alone(folders, tmp_path):
@@ -154,7 +165,7 @@ def test_shapes_are_those_of_the_loaded_model(folders):
     from flax import nnx
 
     folder = folders("the first layer")
-    loaded = load_model(folder, dtype="float32", quant="qlora").model
-    shapes = abstract_model(loaded.config, dtype="float32", quantization=Quantization(), forms=forms(folder))
+    loaded = load_model(folder, dtype="float32", rules=packed(QuantSection())).model
+    shapes = abstract_model(loaded.config, dtype="float32", rules=packed(QuantSection()), forms=forms(folder))
     ours, theirs = (jax.tree.leaves_with_path(nnx.state(model)) for model in (loaded, shapes))
     assert [(p, a.shape, a.dtype) for p, a in ours] == [(p, a.shape, a.dtype) for p, a in theirs]

@@ -12,10 +12,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
+from qlora_jax.config import LoraSection
+from qlora_jax.io.peft import TrainedOn, attach_adapter, read_adapter, write_adapter
 from qlora_jax.io.peft_config import from_peft, to_peft
 from qlora_jax.io.peft_types import check_types
-from qlora_jax.lora import LoraConfig, Target, resolve_targets
+from qlora_jax.lora import Target, resolve_targets
 from qlora_jax.models.adapters import ADAPTER, add_adapters, linears
 from tests.io.adapters import our_logits, our_model, with_random_adapter, written_by_peft
 from tests.io.torch_model import load, logits
@@ -53,7 +54,7 @@ def test_peft_writes_and_we_read(base, tmp_path, case):
 def test_peft_settings_as_ours(base, tmp_path):
     written_by_peft(base, tmp_path, **PEFT_SETTINGS["rslora"], lora_dropout=0.25)
     adapter = read_adapter(tmp_path)
-    assert adapter.lora == LoraConfig(
+    assert adapter.lora == LoraSection(
         rank=4,
         alpha=8,
         dropout=0.25,
@@ -88,16 +89,16 @@ def test_unequal_ranks_are_padded_with_zeros(base, tmp_path):
 
 OUR_CONFIGS = {
     "all-linear": (
-        LoraConfig(rank=4),
+        LoraSection(rank=4),
         ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
     ),
-    "suffixes": (LoraConfig(rank=4, alpha=3, targets=("self_attn.q_proj", "v_proj")), ["q_proj", "v_proj"]),
+    "suffixes": (LoraSection(rank=4, alpha=3, targets=("self_attn.q_proj", "v_proj")), ["q_proj", "v_proj"]),
     "regex": (
-        LoraConfig(rank=4, targets=r"model\.layers\.[02]\.mlp\.up_proj"),
+        LoraSection(rank=4, targets=r"model\.layers\.[02]\.mlp\.up_proj"),
         ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.up_proj"],
     ),
     "rslora and patterns": (
-        LoraConfig(
+        LoraSection(
             rank=4,
             targets=("q_proj", "up_proj"),
             variant="rslora",
@@ -106,7 +107,7 @@ OUR_CONFIGS = {
         ),
         ["q_proj", "up_proj"],
     ),
-    "output layer": (LoraConfig(rank=4, targets=("lm_head", "o_proj")), ["lm_head", "o_proj"]),
+    "output layer": (LoraSection(rank=4, targets=("lm_head", "o_proj")), ["lm_head", "o_proj"]),
 }
 
 
@@ -114,7 +115,7 @@ OUR_CONFIGS = {
 def test_we_write_and_peft_reads(base, tmp_path, case):
     lora, target_modules = OUR_CONFIGS[case]
     model, targets = with_random_adapter(base, lora)
-    write_adapter(tmp_path / "a", model, lora, targets, base=str(base), base_hash="h", extra={"double": True})
+    write_adapter(tmp_path / "a", model, lora, targets, TrainedOn(str(base), "h", {"double": True}))
     settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert settings["target_modules"] == target_modules
     theirs = peft.PeftModel.from_pretrained(load(base), tmp_path / "a")
@@ -126,26 +127,26 @@ def test_we_write_and_peft_reads(base, tmp_path, case):
 
 
 def test_our_own_folder_gives_the_same_model(base, tmp_path):
-    lora = LoraConfig(rank=3, targets=("q_proj", "down_proj"), rank_pattern={"layers.2.*": 1})
+    lora = LoraSection(rank=3, targets=("q_proj", "down_proj"), rank_pattern={"layers.2.*": 1})
     model, targets = with_random_adapter(base, lora)
-    write_adapter(tmp_path / "a", model, lora, targets, base=str(base), base_hash="h")
+    write_adapter(tmp_path / "a", model, lora, targets, TrainedOn(str(base), "h"))
     again = our_model(base)
     assert attach_adapter(again, read_adapter(tmp_path / "a"), base_hash="h") == targets
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again, ADAPTER), nnx.state(model, ADAPTER))
 
 
 def test_attaching_takes_an_earlier_adapters_place(base, plain):
-    model, _ = with_random_adapter(base, LoraConfig(rank=3, targets=("q_proj", "down_proj")))
+    model, _ = with_random_adapter(base, LoraSection(rank=3, targets=("q_proj", "down_proj")))
     attach_adapter(model, read_adapter(plain), base_hash=None)
     adapted = {path: linear.lora.A.get_value().shape for path, linear in linears(model) if linear.lora is not None}
     assert adapted == {"layers.self_attn.q_proj": (3, 4, 64)}
 
 
 def test_the_written_folder(base, tmp_path):
-    lora = LoraConfig(rank=2, alpha=16.0, dropout=0.1, targets=("q_proj",), rank_pattern={"layers.1.*": 1})
+    lora = LoraSection(rank=2, alpha=16.0, dropout=0.1, targets=("q_proj",), rank_pattern={"layers.1.*": 1})
     model = our_model(base)
     targets = add_adapters(model, lora, jax.random.key(0))
-    write_adapter(tmp_path / "a", model, lora, targets, base="org/llama", base_hash="0123", extra={"lm_head": False})
+    write_adapter(tmp_path / "a", model, lora, targets, TrainedOn("org/llama", "0123", {"lm_head": False}))
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text()) == {
         "alpha_pattern": {},
         "base_model_name_or_path": "org/llama",
@@ -186,10 +187,10 @@ def test_the_written_folder(base, tmp_path):
 
 
 def test_overlapping_patterns_survive_the_sorting_of_keys(base, tmp_path):
-    lora = LoraConfig(rank=4, targets=("q_proj",), rank_pattern={r"z.*|model\.layers\.1.*": 3, "q_proj": 2})
+    lora = LoraSection(rank=4, targets=("q_proj",), rank_pattern={r"z.*|model\.layers\.1.*": 3, "q_proj": 2})
     model, targets = with_random_adapter(base, lora)
     assert [target.rank for target in targets.values()] == [2, 3, 2]
-    write_adapter(tmp_path / "a", model, lora, targets, base="b", base_hash=None)
+    write_adapter(tmp_path / "a", model, lora, targets, TrainedOn("b"))
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["rank_pattern"] == {
         "model.layers.0.self_attn.q_proj": 2,
         "model.layers.1.self_attn.q_proj": 3,
@@ -202,42 +203,42 @@ def test_overlapping_patterns_survive_the_sorting_of_keys(base, tmp_path):
 
 def test_bfloat16_stays_bfloat16(base, tmp_path):
     model = our_model(base)
-    lora = LoraConfig(rank=2, targets=("q_proj",))
+    lora = LoraSection(rank=2, targets=("q_proj",))
     targets = add_adapters(model, lora, jax.random.key(0), jnp.bfloat16)
-    write_adapter(tmp_path / "a", model, lora, targets, base="b", base_hash=None)
+    write_adapter(tmp_path / "a", model, lora, targets, TrainedOn("b"))
     assert {m.dtype for pair in read_adapter(tmp_path / "a").weights.values() for m in pair} == {
         np.dtype(ml_dtypes.bfloat16)
     }
 
 
 def test_an_adapter_replaces_an_adapter_and_nothing_else(base, tmp_path):
-    lora = LoraConfig(rank=2, targets=("q_proj",))
+    lora = LoraSection(rank=2, targets=("q_proj",))
     model, targets = with_random_adapter(base, lora)
     out = tmp_path / "a"
-    write_adapter(out, model, lora, targets, base="first", base_hash=None)
-    write_adapter(out, model, lora, targets, base="second", base_hash=None)
+    write_adapter(out, model, lora, targets, TrainedOn("first"))
+    write_adapter(out, model, lora, targets, TrainedOn("second"))
     assert read_adapter(out).base == "second"
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"a is not empty \(it holds 'thesis.txt'\): give a new or empty fold"):
-        write_adapter(out, model, lora, targets, base="third", base_hash=None)
+        write_adapter(out, model, lora, targets, TrainedOn("third"))
     assert (out / "thesis.txt").read_text() == "years of work" and read_adapter(out).base == "second"
     with pytest.raises(FileExistsError, match="thesis.txt is a file: give a new or empty folder"):
-        write_adapter(out / "thesis.txt", model, lora, targets, base="third", base_hash=None)
+        write_adapter(out / "thesis.txt", model, lora, targets, TrainedOn("third"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
 def test_targets_must_be_the_models(base, tmp_path):
-    lora = LoraConfig(rank=2, targets=("q_proj",))
+    lora = LoraSection(rank=2, targets=("q_proj",))
     model, targets = with_random_adapter(base, lora)
     more = targets | {"model.layers.0.mlp.up_proj": Target(2, 1.0)}
     with pytest.raises(ValueError, match="targets name 'model.layers.0.mlp.up_proj', which has no adapter"):
-        write_adapter(tmp_path / "a", model, lora, more, base="b", base_hash=None)
+        write_adapter(tmp_path / "a", model, lora, more, TrainedOn("b"))
 
 
 def test_patterns_that_cannot_be_read_again_are_written_as_names():
     """A user's own config may look around, which no adapter's file may."""
     modules = [f"model.layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "k_proj")]
-    lora = LoraConfig(rank=4, targets=r".*_proj", rank_pattern={r"(?<=0\.self_attn\.)q_proj": 8})
+    lora = LoraSection(rank=4, targets=r".*_proj", rank_pattern={r"(?<=0\.self_attn\.)q_proj": 8})
     targets = resolve_targets(lora, modules)
     settings = to_peft(lora, targets, modules, "base")
     assert settings["rank_pattern"] == {name: 8 if name == modules[0] else 4 for name in modules}

@@ -14,6 +14,7 @@ from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.peft import attach_adapter, read_adapter
 from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.quant.rules import rules_for
 from tests.io.adapters import our_logits, our_model
 from tests.io.torch_model import TOKENS, load, logits
 
@@ -180,7 +181,7 @@ def test_a_packed_base_keeps_its_adapted_output_layer(checkpoint, tmp_path):
     """As with the base unpacked, but for what NF4 loses."""
     base = checkpoint("llama-tied")
     saved_by_peft(base, tmp_path / "a", target_modules=["lm_head"])
-    model = load_model(base, dtype="float32", quant="nf4").model
+    model = load_model(base, dtype="float32", rules=rules_for("nf4")).model
     hidden = model.hidden(jnp.asarray(TOKENS))
     attach_adapter(model, read_adapter(tmp_path / "a", TensorFolder(base)), base_hash=None)
     unpacked = our_model(base)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax.io.peft import attach_adapter, read_adapter, write_adapter
-from qlora_jax.lora import LoraConfig
+from qlora_jax.config import LoraSection
+from qlora_jax.io.peft import TrainedOn, attach_adapter, read_adapter, write_adapter
 from qlora_jax.models.adapters import linears
 from tests.io.adapters import our_model, with_random_adapter, written_by_peft
 
@@ -122,9 +122,9 @@ def test_refuses_half_a_pair_and_weights_beside_the_targets(plain, tmp_path):
 
 
 def test_refuses_another_base(base, tmp_path):
-    lora = LoraConfig(rank=2, targets=("q_proj",))
+    lora = LoraSection(rank=2, targets=("q_proj",))
     model, targets = with_random_adapter(base, lora)
-    write_adapter(tmp_path / "a", model, lora, targets, base="org/other", base_hash="aaaa")
+    write_adapter(tmp_path / "a", model, lora, targets, TrainedOn("org/other", "aaaa"))
     with pytest.raises(ValueError, match="adapter for another base: .* 'org/other' .* aaaa, this base has bbbb: give"):
         attach_adapter(our_model(base), read_adapter(tmp_path / "a"), base_hash="bbbb")
 

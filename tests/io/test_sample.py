@@ -8,19 +8,20 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from qlora_jax.config import LoraSection
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.identity import SAMPLE, BaseHash
-from qlora_jax.io.peft import check_base, read_adapter, write_adapter
+from qlora_jax.io.peft import TrainedOn, check_base, read_adapter, write_adapter
 from qlora_jax.io.sample import POINTS, same_values
-from qlora_jax.lora import LoraConfig
+from qlora_jax.quant.rules import rules_for
 from tests.io.adapters import with_random_adapter
 from tests.io.test_export import make_adapter
 from tests.io.torch_model import load
 
 
 def identity(folder) -> BaseHash:
-    return load_model(folder, dtype="float32", quant="auto").content_hash
+    return load_model(folder, dtype="float32", rules=rules_for("auto")).content_hash
 
 
 def in_dtype(base, folder, dtype):
@@ -97,10 +98,10 @@ def test_a_record_that_holds_no_sample(text, bases):
 
 
 def test_a_record_keeps_a_sample_and_the_digest(base, tmp_path):
-    lora = LoraConfig(rank=2, targets=("q_proj",))
+    lora = LoraSection(rank=2, targets=("q_proj",))
     model, targets = with_random_adapter(base, lora)
     found = identity(base)
-    write_adapter(tmp_path / "a", model, lora, targets, base="b", base_hash=found)
+    write_adapter(tmp_path / "a", model, lora, targets, TrainedOn("b", found))
     adapter = read_adapter(tmp_path / "a")
     assert adapter.base_hash == found and adapter.extra == {SAMPLE: found.sample}
     assert len(found) == 32 and len(found.points) == len(load_file(base / "model.safetensors"))

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model, read_config
 from qlora_jax.io.save import write_model
+from qlora_jax.quant.rules import rules_for
 from tests.io.test_export import make_adapter
 from tests.io.torch_model import TOKENS, load, logits
 
@@ -45,7 +46,7 @@ def folders(checkpoint, tmp_path_factory):
 
 
 def our_logits(folder) -> np.ndarray:
-    return np.asarray(load_model(folder, dtype="float32", quant="none").model(jnp.asarray(TOKENS)))
+    return np.asarray(load_model(folder, dtype="float32", rules=rules_for("none")).model(jnp.asarray(TOKENS)))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -58,7 +59,7 @@ def test_logits_and_exports_are_those_of_transformers(name, folders, tmp_path):
 
     export_bnb4(folder, tmp_path / "packed")
     export_merged(folder, make_adapter(), tmp_path / "merged", dtype="float32")
-    write_model(load_model(folder, dtype="float32", quant="none").model, tmp_path / "full", folder)
+    write_model(load_model(folder, dtype="float32", rules=rules_for("none")).model, tmp_path / "full", folder)
     for written in ("packed", "merged", "full"):
         tensors = load_file(tmp_path / written / "model.safetensors")
         assert (HEAD in tensors) != tied and EMBEDDING in tensors
@@ -72,4 +73,4 @@ def test_a_configuration_that_ties_nothing_needs_its_head(folders, tmp_path):
     settings = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
     with pytest.raises(ValueError, match="lm_head.weight' first .config.json has tie_word_embeddings=false"):
-        load_model(tmp_path / "model", dtype="float32", quant="none")
+        load_model(tmp_path / "model", dtype="float32", rules=rules_for("none"))

@@ -127,7 +127,7 @@ def test_tiles_of_a_newer_architecture_are_those_of_the_newest_known():
 
 
 def lowered(tokens: int, request_: str, kind: str = "NVIDIA H200") -> str:
-    weight = packed_shapes((256, 256), "bfloat16", double=True, stack=(2,))
+    weight = packed_shapes((256, 256), "bfloat16", double=True, leading=(2,))
     x = jax.ShapeDtypeStruct((tokens, 256), jnp.bfloat16)
 
     def loss(x, stack):

@@ -80,7 +80,7 @@ def test_a_stack_that_pallas_would_address_wrongly_is_sliced():
     from qlora_jax.quant.nf4.tensor import packed_shapes
 
     def layers_seen(layers: int) -> int:
-        whole = packed_shapes((17920, 6656), "bfloat16", double=True, stack=(layers,))
+        whole = packed_shapes((17920, 6656), "bfloat16", double=True, leading=(layers,))
         index = jax.ShapeDtypeStruct((), jnp.int32)
         return jax.eval_shape(lambda s, i: operands(NF4Layer(s, i)), whole, index).codes.shape[0]
 

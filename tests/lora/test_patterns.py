@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_jax.lora import LoraConfig, resolve_targets
+from qlora_jax.config import LoraSection
+from qlora_jax.lora import resolve_targets
 from qlora_jax.lora.patterns import MOST_PATTERNS, Patterns, check_patterns, patterns_of
 
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.gate_up_proj")
@@ -104,7 +105,7 @@ def test_a_key_stands_for_whole_names_as_in_peft():
     """ "proj" is not the end of "q_proj"; the first key that matches counts."""
     peft = pytest.importorskip("peft.utils.other", reason="peft is not installed")
     keys = {"proj": 3, r"layers\.0\..*_proj": 4, "q_proj": 5, "self_attn.k_proj": 6, ".*up_proj": 7}
-    config = LoraConfig(rank=2, targets="all-linear", rank_pattern=keys)
+    config = LoraSection(rank=2, targets="all-linear", rank_pattern=keys)
     found = {name: target.rank for name, target in resolve_targets(config, PATHS).items()}
     expected = {name: keys.get(peft.get_pattern_key(keys, name), 2) for name in PATHS if name != "lm_head"}
     assert found == expected

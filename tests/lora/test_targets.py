@@ -8,9 +8,10 @@ import pytest
 from flax import nnx
 from peft.utils.other import get_pattern_key
 
+from qlora_jax.config import LoraSection
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import read_config
-from qlora_jax.lora import LoraConfig, Target, resolve_targets
+from qlora_jax.lora import Target, resolve_targets
 from qlora_jax.models import count_parameters, linear_modules
 from qlora_jax.models.adapters import TRAINABLE, adapter_count, add_adapters
 
@@ -21,7 +22,7 @@ MODULES.append("lm_head")
 
 def test_seven_billion_rank_8_on_q_and_v():
     config = read_config(SEVEN_B)
-    targets = resolve_targets(LoraConfig(rank=8, targets=("q_proj", "v_proj")), linear_modules(config))
+    targets = resolve_targets(LoraSection(rank=8, targets=("q_proj", "v_proj")), linear_modules(config))
     assert adapter_count(config, targets) == 4_194_304
     assert count_parameters(config) == 6_738_415_616
     assert f"{adapter_count(config, targets) / count_parameters(config):.2%}" == "0.06%"
@@ -38,7 +39,7 @@ def test_seven_billion_rank_8_on_q_and_v():
     ],
 )
 def test_what_a_target_matches(targets, expected):
-    assert list(resolve_targets(LoraConfig(targets=targets), MODULES)) == expected
+    assert list(resolve_targets(LoraSection(targets=targets), MODULES)) == expected
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj"), ("proj",), r"q_proj", "all_linear"])
@@ -46,11 +47,11 @@ def test_a_target_that_matches_nothing_lists_what_could(targets):
     with pytest.raises(
         ValueError, match=r"matches no module. Names that can be matched: lm_head, q_proj, up_proj, v_proj"
     ):
-        resolve_targets(LoraConfig(targets=targets), MODULES)
+        resolve_targets(LoraSection(targets=targets), MODULES)
 
 
 def test_exceptions_to_rank_and_alpha():
-    config = LoraConfig(
+    config = LoraSection(
         rank=8,
         alpha=16,
         rank_pattern={"up_proj": 2, r"layers\.1\.self_attn\.q_proj": 32},
@@ -70,27 +71,27 @@ def test_exceptions_to_rank_and_alpha():
     "key", ["proj", "_proj", "q_proj", "attn.q_proj", ".*q_proj", "self_attn.*", "lm_head", "up_proj$"]
 )
 def test_an_exception_names_the_modules_that_it_names_in_peft(key):
-    targets = resolve_targets(LoraConfig(rank=8, rank_pattern={key: 2}, targets=r".*(proj|head)"), MODULES)
+    targets = resolve_targets(LoraSection(rank=8, rank_pattern={key: 2}, targets=r".*(proj|head)"), MODULES)
     expected = {name: 2 if get_pattern_key([key], name) == key else 8 for name in MODULES}
     assert {name: target.rank for name, target in targets.items()} == expected
 
 
 def test_rslora_scales_by_the_root_of_the_rank():
-    config = LoraConfig(rank=16, alpha=8, variant="rslora", targets=("q_proj",))
+    config = LoraSection(rank=16, alpha=8, variant="rslora", targets=("q_proj",))
     assert resolve_targets(config, MODULES)[MODULES[0]] == Target(16, 8 / math.sqrt(16))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(rank=0), "ranks must be at least 1, got self.rank=0"),
-        (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
-        (dict(variant="dora"), "one of lora, rslora, got 'dora'"),
+        (dict(rank=0), "config.lora.rank=0: expected an integer of at least 1"),
+        (dict(dropout=1.0), "config.lora.dropout=1.0: expected a finite number from 0 up to, but not including, 1"),
+        (dict(variant="dora"), "config.lora.variant='dora': expected 'lora' or 'rslora'"),
     ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        LoraConfig(**settings)
+        LoraSection(**settings)
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def adapters(model, config):
 
 def test_the_whole_adapter_tree(tiny):
     tree = jax.tree.map(
-        lambda a: (a.shape, str(a.dtype)), adapters(tiny, LoraConfig(rank=4, targets=("q_proj", "down_proj")))
+        lambda a: (a.shape, str(a.dtype)), adapters(tiny, LoraSection(rank=4, targets=("q_proj", "down_proj")))
     )
     assert tree == {
         "layers": {
@@ -116,7 +117,7 @@ def test_the_whole_adapter_tree(tiny):
 
 
 def test_initial_values_are_pefts(tiny):
-    pair = adapters(tiny, LoraConfig(rank=16, targets=("down_proj",)))["layers"]["mlp"]["down_proj"]["lora"]
+    pair = adapters(tiny, LoraSection(rank=16, targets=("down_proj",)))["layers"]["mlp"]["down_proj"]["lora"]
     bound = 1 / math.sqrt(128)
     assert float(jnp.abs(pair["B"]).max()) == 0
     assert float(jnp.abs(pair["A"]).max()) <= bound
@@ -126,13 +127,13 @@ def test_initial_values_are_pefts(tiny):
 
 def test_another_target_moves_no_one_elses_values(checkpoint):
     config = read_config(checkpoint("llama"))
-    alone = adapters(abstract_model(config), LoraConfig(rank=4, targets=("q_proj",)))
-    among = adapters(abstract_model(config), LoraConfig(rank=4))
+    alone = adapters(abstract_model(config), LoraSection(rank=4, targets=("q_proj",)))
+    among = adapters(abstract_model(config), LoraSection(rank=4))
     pick = lambda tree: np.asarray(tree["layers"]["self_attn"]["q_proj"]["lora"]["A"])  # noqa: E731
     np.testing.assert_array_equal(pick(alone), pick(among))
 
 
 def test_unequal_ranks_are_padded_with_zeros(tiny):
-    config = LoraConfig(rank=2, targets=r".*layers\.[01]\..*q_proj", rank_pattern={r"layers\.1\.self_attn\.q_proj": 4})
+    config = LoraSection(rank=2, targets=r".*layers\.[01]\..*q_proj", rank_pattern={r"layers\.1\.self_attn\.q_proj": 4})
     A = adapters(tiny, config)["layers"]["self_attn"]["q_proj"]["lora"]["A"]
     assert [int((np.abs(layer).sum(1) > 0).sum()) for layer in np.asarray(A)] == [2, 4, 0]

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qlora_jax.io.build import Quantization
+from qlora_jax.config import LoraSection, Pieces, QuantSection
 from qlora_jax.io.hf import random_model
-from qlora_jax.lora import LoraConfig
-from qlora_jax.models import Decoder, ModelConfig, count_parameters, parameter_specs
+from qlora_jax.models import Decoder, ModelConfig, count_parameters, table
 from qlora_jax.models.adapters import TRAINABLE, add_adapters
+from qlora_jax.models.blocks.layer import in_chunks
 from qlora_jax.models.cache import empty_cache
-from qlora_jax.models.decoder import in_chunks
+from qlora_jax.quant.rules import packed
 from tests.tiny_config import CONFIG
 
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(CONFIG, 0, dtype="float32", quantization=Quantization()).model
+    return random_model(CONFIG, 0, dtype="float32", rules=packed(QuantSection())).model
 
 
 def tokens(*shape, seed=0):
@@ -51,10 +51,10 @@ def test_padding_does_not_change_the_tokens_before_it(model):
 
 
 def test_a_window_hides_what_lies_further_back():
-    windowed = random_model(CONFIG, 0, dtype="float32", quantization=None).model
+    windowed = random_model(CONFIG, 0, dtype="float32").model
     wide = Decoder(
         ModelConfig(**{**vars(CONFIG), "windows": (0, 0, 0)}),
-        {path: _value(windowed, path) for path in parameter_specs(CONFIG)},
+        {path: _value(windowed, path) for path in table(CONFIG)},
     )
     text = tokens(1, 12)
     np.testing.assert_allclose(windowed(text)[:, :6], wide(text)[:, :6], rtol=1e-5, atol=1e-5)
@@ -103,16 +103,16 @@ def test_one_row_of_a_cache_goes_on_and_the_others_stay(model):
     assert cache.length.tolist() == [5, 7, 5]
     np.testing.assert_allclose(model.logits(hidden), model(text[1:2])[:, 4:], rtol=1e-4, atol=1e-4)
     for row in (0, 2):
-        np.testing.assert_array_equal(cache.k[:, row], kept.k[:, row])
-        np.testing.assert_array_equal(cache.v[:, row], kept.v[:, row])
+        for now, before in zip(cache.layers["layers"], kept.layers["layers"], strict=True):
+            np.testing.assert_array_equal(now[:, row], before[:, row])
 
 
 def test_a_full_row_takes_no_more_tokens(model):
     _, cache = model.step(tokens(2, 4), empty_cache(CONFIG, 2, 6, jnp.float32))
     _, after = model.step(tokens(2, 1), cache._replace(length=jnp.asarray([4, 6])))
-    np.testing.assert_array_equal(after.k[:, 1], cache.k[:, 1])
-    np.testing.assert_array_equal(after.v[:, 1], cache.v[:, 1])
-    assert float(jnp.abs(after.k[:, 0, :, 4]).max()) > 0
+    for now, before in zip(after.layers["layers"], cache.layers["layers"], strict=True):
+        np.testing.assert_array_equal(now[:, 1], before[:, 1])
+    assert float(jnp.abs(after.layers["layers"].k[:, 0, :, 4]).max()) > 0
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_full_row_takes_no_more_tokens(model):
 )
 def test_what_saves_memory_changes_no_gradient(model, options):
     adapted = nnx.clone(model)
-    add_adapters(adapted, LoraConfig(rank=4), jax.random.key(0))
+    add_adapters(adapted, LoraSection(rank=4), jax.random.key(0))
     graphdef, adapters, base = nnx.split(adapted, TRAINABLE, ...)
     adapters = jax.tree.map(lambda a: a + 0.01, adapters)
     text = tokens(2, 16)
@@ -129,7 +129,7 @@ def test_what_saves_memory_changes_no_gradient(model, options):
         return jnp.sum(jnp.sin(nnx.merge(graphdef, adapters, base).hidden(text, **options)))
 
     plain = jax.jit(jax.grad(loss))(adapters)
-    saved = jax.jit(jax.grad(functools.partial(loss, **options)))(adapters)
+    saved = jax.jit(jax.grad(functools.partial(loss, pieces=Pieces(**options))))(adapters)
 
     def check(a, b):
         # What is small beside its neighbours is a difference of large numbers, whose last bits are the machine's.
@@ -154,12 +154,12 @@ def test_an_mlp_sees_a_chunk_at_a_time():
 
 def test_offloaded_layer_inputs_go_to_the_host(model):
     adapted = nnx.clone(model)
-    add_adapters(adapted, LoraConfig(rank=4), jax.random.key(0))
+    add_adapters(adapted, LoraSection(rank=4), jax.random.key(0))
     graphdef, adapters, base = nnx.split(adapted, TRAINABLE, ...)
 
     def program(remat):
         def loss(adapters):
-            return nnx.merge(graphdef, adapters, base).hidden(tokens(1, 16), remat=remat).sum()
+            return nnx.merge(graphdef, adapters, base).hidden(tokens(1, 16), pieces=Pieces(remat=remat)).sum()
 
         return str(jax.make_jaxpr(jax.grad(loss))(adapters))
 
@@ -175,7 +175,7 @@ def test_strict_dtype_promotion(model):
 
 def test_values_must_be_the_whole_table():
     with pytest.raises(ValueError, match=r"differing: \['norm.weight'\]"):
-        Decoder(CONFIG, {path: jnp.zeros(1) for path in parameter_specs(CONFIG) if path != "norm.weight"})
+        Decoder(CONFIG, {path: jnp.zeros(1) for path in table(CONFIG) if path != "norm.weight"})
 
 
 def test_a_config_is_checked():

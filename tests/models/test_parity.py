@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from qlora_jax.io.hf import load_model
+from qlora_jax.quant.rules import rules_for
 from tests.conftest import ARCHITECTURES, SIZES
 
 torch = pytest.importorskip("torch")
@@ -22,7 +23,7 @@ def reference(folder, **options):
 
 
 def ours(folder, quant):
-    model = load_model(folder, dtype="float32", quant=quant).model
+    model = load_model(folder, dtype="float32", rules=rules_for(quant)).model
     return np.asarray(model(jnp.asarray(TOKENS, jnp.int32)))
 
 

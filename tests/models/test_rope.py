@@ -10,6 +10,7 @@ from qlora_jax.io.hf import load_model
 from qlora_jax.io.model_config import parse_config
 from qlora_jax.models.cache import empty_cache
 from qlora_jax.models.rope import rope_tables
+from qlora_jax.quant.rules import rules_for
 from tests.conftest import SIZES
 
 FACTORS = dict(short_factor=[1 + 0.1 * i for i in range(8)], long_factor=[1.5 + i for i in range(8)])
@@ -86,7 +87,7 @@ def models(tmp_path_factory):
             for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
                 torch.nn.init.normal_(weight, 0, 0.3)
         theirs.save_pretrained(folder := tmp_path_factory.mktemp("rope"))
-        return load_model(folder, dtype="float32", quant="none").model, theirs
+        return load_model(folder, dtype="float32", rules=rules_for("none")).model, theirs
 
     return make
 

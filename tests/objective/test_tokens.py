@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qlora_jax.lora import LoraConfig
-from qlora_jax.models import Decoder, parameter_specs
+from qlora_jax.config import LoraSection, Pieces, VocabSlices
+from qlora_jax.models import Decoder
+from qlora_jax.models import table as table_of
 from qlora_jax.models.adapters import add_adapters
-from qlora_jax.models.blocks.layers import Frozen
-from qlora_jax.objective.tokens import VocabSlices, next_token_loss, vocab_slices
+from qlora_jax.models.blocks.linear import Frozen
+from qlora_jax.objective.sft import next_token_loss
 from qlora_jax.quant import int8, nf4
 from tests import tiny_config
 
@@ -22,8 +23,12 @@ CONFIG = dataclasses.replace(tiny_config.CONFIG, vocab_size=VOCAB, num_layers=1,
 STORAGES = {
     "none": (lambda table: table, lambda table: table),
     "nf4": (nf4.quantize, nf4.dequantize),
-    "int8": (int8.quantize, int8.dequantize),
+    "int8": (int8.quantize, int8.Int8Tensor.dequantize),
 }
+
+
+def vocab_slices(chunk, vocab):
+    return Pieces(vocab_chunk=chunk).vocab_slices(vocab)
 
 
 def table(dtype):
@@ -33,7 +38,7 @@ def table(dtype):
 def make_model(head, *, tied=False, kind=Frozen):
     """A decoder whose layers are zeros: only its head counts here."""
     config = dataclasses.replace(CONFIG, tie_embeddings=tied)
-    specs = parameter_specs(config)
+    specs = table_of(config)
     values = {path: jnp.zeros((1, *spec.shape) if "layers" in path else spec.shape) for path, spec in specs.items()}
     return Decoder(config, values | {"embed_tokens.weight" if tied else "lm_head.weight": head}, kind)
 
@@ -96,7 +101,7 @@ def test_a_head_with_an_adapter(storage):
     store, restore = STORAGES[storage]
     head = store(table("float32"))
     model = make_model(head)
-    add_adapters(model, LoraConfig(rank=3, alpha=6.0, targets=("lm_head",)), jax.random.key(1))
+    add_adapters(model, LoraSection(rank=3, alpha=6.0, targets=("lm_head",)), jax.random.key(1))
     graphdef, adapters, base = nnx.split(model, nnx.Param, ...)
     A = adapters["lm_head"]["lora"]["A"].get_value()
     B = jax.random.normal(jax.random.key(2), (VOCAB, 3)) / 10

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from qlora_jax.config import LoraSection, Pieces
 from qlora_jax.device.facts import tree_bytes
 from qlora_jax.kernels.matmul.mixed import mixed_matmul
-from qlora_jax.lora import LoraConfig
 from qlora_jax.models import Decoder, ModelConfig
 from qlora_jax.models.adapters import add_adapters, packed_projection
-from qlora_jax.models.table import STACK, parameter_specs
+from qlora_jax.models.table import table
 from qlora_jax.quant.mixed import MixedLayer, MixedStack, places_of
 from qlora_jax.quant.nf4 import dequantize, quantize
 
@@ -63,24 +63,24 @@ def test_a_layer_multiplies_by_its_own_weight(index):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_decoder_of_mixed_stacks_trains_as_with_the_same_weights_unpacked(remat):
     values = {}
-    for seed, (path, spec) in enumerate(parameter_specs(CONFIG).items()):
-        stack = (CONFIG.num_layers,) if path.startswith(STACK) else ()
+    for seed, (path, spec) in enumerate(table(CONFIG).items()):
+        stack = spec.leading
         values[path] = 1 + 0.1 * jax.random.normal(jax.random.key(seed), (*stack, *spec.shape))
         if len(spec.shape) == 2:
             values[path] = values[path] - 1
     chosen = {"layers.self_attn.q_proj.weight": PACKED, "layers.mlp.down_proj.weight": PACKED[::-1]}
     for seed, (path, packed) in enumerate(chosen.items()):
-        values[path] = mixed(packed, parameter_specs(CONFIG)[path].shape, seed)
+        values[path] = mixed(packed, table(CONFIG)[path].shape, seed)
     unpacked = values | {path: dense(values[path]) for path in chosen}
 
     def loss_and_gradients(values):
         model = Decoder(CONFIG, values)
-        add_adapters(model, LoraConfig(rank=2, alpha=64.0), jax.random.key(3))
+        add_adapters(model, LoraSection(rank=2, alpha=64.0), jax.random.key(3))
         graphdef, adapters, base = nnx.split(model, nnx.Param, ...)
         adapters = jax.tree.map(lambda a: a + 0.01, adapters)
 
         def loss(adapters):
-            return nnx.merge(graphdef, adapters, base).hidden(jnp.arange(8)[None], remat=remat).std()
+            return nnx.merge(graphdef, adapters, base).hidden(jnp.arange(8)[None], pieces=Pieces(remat=remat)).std()
 
         return jax.jit(jax.value_and_grad(loss))(adapters)
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from qlora_jax.lora import LoRA
-from qlora_jax.models.blocks.layers import Embedding, Linear
+from qlora_jax.models.blocks.embedding import Embedding
+from qlora_jax.models.blocks.linear import Linear
 from qlora_jax.quant import int8, nf4
 from qlora_jax.quant.int8 import Int8Tensor
 from qlora_jax.quant.int8.tensor import int8_shapes
 from qlora_jax.quant.nf4 import NF4Tensor
 from qlora_jax.quant.nf4.tensor import packed_shapes
-from qlora_jax.quant.storage import slice_rows, take_rows
+from qlora_jax.quant.packed import slice_rows, take_rows
 
 # 64 blocks of scales in 16 rows: a group of 256 ends within the table.
 TABLE = jax.random.normal(jax.random.key(0), (90, 256), jnp.bfloat16) * 0.02
@@ -28,7 +29,7 @@ stored = pytest.mark.parametrize("weight", STORED.values(), ids=STORED.keys())
 def dense(weight):
     if isinstance(weight, NF4Tensor):
         return nf4.dequantize(weight)
-    return int8.dequantize(weight) if isinstance(weight, Int8Tensor) else weight
+    return weight.dequantize() if isinstance(weight, Int8Tensor) else weight
 
 
 @stored

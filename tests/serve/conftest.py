@@ -2,7 +2,7 @@
 
 import pytest
 
-from qlora_jax.io.build import Quantization
+from qlora_jax.config import QuantSection
 from qlora_jax.serve.adapters.reading import Limits
 from tests.cli.tiny import make_model
 from tests.serve.parts import ADAPTERS, alone, loaded_base, make_engine, write_random_adapter
@@ -32,7 +32,7 @@ def limits(base):
         nbytes=10**6,
         dtype="float32",
         base_hash=loaded.content_hash,
-        quantization=Quantization(),
+        quantization=QuantSection(),
     )
 
 

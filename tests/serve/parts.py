@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import random_adapters
+from qlora_jax.config import QuantSection
 from qlora_jax.generation import Generator
-from qlora_jax.io.build import Quantization
 from qlora_jax.io.hf import LoadedModel, load_model
+from qlora_jax.quant.rules import rules_for
 from qlora_jax.serve import open_engine
 from qlora_jax.serve.request import Event, Finished, PromptScored, Request, Token
 
@@ -30,7 +31,7 @@ LENGTH, RANK = 64, 12
 @functools.cache
 def loaded_base(base: Path) -> LoadedModel:
     """The base in fp32 on NF4 weights. Adapters come and go; the arrays stay."""
-    return load_model(base, dtype="float32", quant="nf4", quantization=Quantization())
+    return load_model(base, dtype="float32", rules=rules_for("nf4", QuantSection()))
 
 
 def write_random_adapter(folder: Path, base: Path, seed: int, **options) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax.io.build import Quantization
+from qlora_jax.config import QuantSection
 from qlora_jax.run.serve import recorded_quantization
 from qlora_jax.serve.adapters import store as store_module
 from qlora_jax.serve.request import Refused, UnknownModel
@@ -183,7 +183,7 @@ def engine(base, folder):
 
 
 def test_the_records_that_can_be_read_decide_how_the_base_is_stored(folder):
-    assert recorded_quantization(folder) == Quantization()
+    assert recorded_quantization(folder) == QuantSection()
 
 
 @pytest.mark.parametrize("name", FINE)

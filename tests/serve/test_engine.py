@@ -8,7 +8,7 @@ from flax import nnx
 
 from qlora_jax.generation import Generator, Sampling
 from qlora_jax.io.peft import read_adapter
-from qlora_jax.lora.merge import merged
+from qlora_jax.lora import LoRA
 from qlora_jax.quant.nf4 import dequantize
 from qlora_jax.serve.request import Refused, Token, TooLong, UnknownModel
 from tests.serve.parts import ADAPTERS, answer, ask, loaded_base, prompt, stop_within, write_random_adapter
@@ -40,9 +40,9 @@ def test_an_adapter_served_is_the_adapter_merged(engine, base, adapters):
 
 def _merge(linear, name, adapter):
     packed, weights = linear.weight.get_value(), []
-    for layer in range(packed.stack[0]):
-        A, B = adapter.weights[f"model.layers.{layer}.{name}"]
-        weights.append(merged(np.asarray(dequantize(packed[layer])), A, B, adapter.lora.alpha / adapter.lora.rank))
+    for layer in range(packed.leading[0]):
+        pair = adapter.weights[f"model.layers.{layer}.{name}"]
+        weights.append(LoRA.merge(np.asarray(dequantize(packed[layer])), pair, adapter.lora.alpha / adapter.lora.rank))
     linear.weight = type(linear.weight)(jnp.asarray(np.stack(weights)))
     linear.lora = None
 

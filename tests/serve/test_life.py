@@ -123,7 +123,7 @@ def test_a_step_that_fails_ends_what_was_running_and_nothing_else(engine, alone_
     def broken(rows):
         calls.append(rows)
         if len(calls) == 3:
-            engine._scheduler.runner.k.delete()  # what a program that fails does to its arguments
+            engine._scheduler.runner.texts["layers"].k.delete()  # what a program that fails does to its arguments
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return decode(rows)
 

@@ -9,7 +9,7 @@ from tests.serve.parts import make_engine
 
 def test_what_is_counted_is_what_is_taken(engine):
     runner = engine._scheduler.runner
-    parts = (runner.base, (runner.k, runner.v), runner.stacks)
+    parts = (runner.base, runner.texts, runner.stacks)
     assert runner.needs == tuple(sum(leaf.nbytes for leaf in jax.tree.leaves(part)) for part in parts)
 
 

@@ -88,7 +88,7 @@ def test_sources_by_weight(folder, tokenizer):
     train = [{"path": str(folder / "train.jsonl"), "weight": 1}, {"path": str(folder / "more.jsonl"), "weight": 3}]
     batches = dataset.prepare(config_of(train), tokenizer).batches
     f = tokenizer("f")["input_ids"][-1]
-    shown = [(batches.at(step).tokens == f).any() for step in range(4)]
+    shown = [(batches.at(step)["tokens"] == f).any() for step in range(4)]
     assert sum(shown) == 3
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from qlora_jax.config import Config, LoraSection
-from qlora_jax.lora import delta
+from qlora_jax.config import Config, LoraSection, Pieces
+from qlora_jax.lora import low_rank
+from qlora_jax.objective import SFT
 from qlora_jax.training.loop import Loop
-from qlora_jax.training.step import make_train_step, masked_optimizer
+from qlora_jax.training.step import make_train_step
 from tests.training.test_step import make_batch, make_parts
 
 ACCUM, LAYERS, LENGTH = 3, 2, 24
@@ -28,17 +29,17 @@ def drawn(monkeypatch):
         jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
         return whole(key, p, shape)
 
-    monkeypatch.setattr(delta.jax.random, "bernoulli", watched)
+    monkeypatch.setattr(low_rank.jax.random, "bernoulli", watched)
     return keys
 
 
 def run_step(key, **options) -> None:
     parts = make_parts(dropout=0.5, layers=LAYERS, targets=options.pop("targets", "all-linear"))
-    optimizer = masked_optimizer(optax.sgd(1.0), parts)
-    step = make_train_step(parts.graphdef, optimizer, loss_chunk=16, **{"remat": "none", **options})
-    adapters = jax.tree.map(jnp.copy, parts.adapters)
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(parts.graphdef, optimizer, SFT(), Pieces(loss_chunk=16, **{"remat": "none", **options}))
+    adapters = jax.tree.map(jnp.copy, parts.trained)
     batch = make_batch(accum=ACCUM, length=LENGTH)
-    jax.block_until_ready(step(adapters, optimizer.init((adapters, parts.base)), parts.base, batch, key))
+    jax.block_until_ready(step(adapters, optimizer.init(adapters), parts.base, batch, key))
     jax.effects_barrier()
 
 

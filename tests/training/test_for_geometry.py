@@ -8,7 +8,7 @@ import pytest
 
 from qlora_jax.config import Config, ModelSection, QuantSection
 from qlora_jax.io.build import check_storage
-from qlora_jax.training.setup import embedding_on_host, for_geometry, quantization
+from qlora_jax.training.setup import embedding_on_host, for_geometry, storage_rules
 from tests import tiny_config
 
 UNTIED = dataclasses.replace(tiny_config.CONFIG, tie_embeddings=False)
@@ -40,7 +40,7 @@ def make(embedding: str, head: str, table: str, method: str = "qlora") -> Config
 )
 def test_a_tied_table_is_stored_once(given, used, said, method, caplog):
     found = for_geometry(make(*given, method), TIED)
-    check_storage(TIED, quantization(found), embedding_on_host(found))
+    check_storage(TIED, storage_rules(found), embedding_on_host(found))
     if method == "qlora":
         assert found == make(*used, method)
         assert caplog.messages[-1].endswith(said) if said else caplog.messages == []
@@ -50,7 +50,7 @@ def test_a_tied_table_is_stored_once(given, used, said, method, caplog):
 def test_two_storages_for_one_table_are_refused():
     found = for_geometry(make("device", "int8", "nf4"), TIED)
     with pytest.raises(ValueError, match="quant.lm_head='int8': .*set quant.embedding='int8'"):
-        check_storage(TIED, quantization(found), embedding_on_host(found))
+        check_storage(TIED, storage_rules(found), embedding_on_host(found))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -59,4 +59,4 @@ def test_every_shipped_config_runs_on_a_tied_model(file):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = for_geometry(module.config, TIED)
-    check_storage(TIED, quantization(found), embedding_on_host(found))
+    check_storage(TIED, storage_rules(found), embedding_on_host(found))

@@ -8,49 +8,51 @@ import numpy as np
 import optax
 import pytest
 
+from qlora_jax.config import LoraSection, Pieces, QuantSection
 from qlora_jax.data import Batch
 from qlora_jax.generation import Generator
-from qlora_jax.io.build import Quantization, abstract_model
+from qlora_jax.io.build import abstract_model
 from qlora_jax.io.hf import random_model
-from qlora_jax.lora import LoraConfig
 from qlora_jax.models.adapters import add_adapters
+from qlora_jax.objective import SFT
 from qlora_jax.quant.host_table import HostTable, host_table, with_table_on_device
+from qlora_jax.quant.rules import AS_HELD, packed
 from qlora_jax.training.batch import to_device
 from qlora_jax.training.offload import init_state
 from qlora_jax.training.offload_step import make_paged_step
-from qlora_jax.training.step import evaluate, make_eval_step, make_train_step, masked_optimizer, split_model
+from qlora_jax.training.step import evaluate, make_eval_step, make_train_step, split_model
 from tests.training.test_step import CONFIG, make_batch
 
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
 
 
 def make_parts(host: bool):
-    model = random_model(UNTIED, 0, dtype="float32", quantization=Quantization(), host_embedding=host).model
-    add_adapters(model, LoraConfig(rank=4), jax.random.key(1))
+    model = random_model(UNTIED, 0, dtype="float32", rules=packed(QuantSection()), host_embedding=host).model
+    add_adapters(model, LoraSection(rank=4), jax.random.key(1))
     return split_model(model)
 
 
 def batch(seed=0) -> Batch:
-    arrays = make_batch(seed=seed)
-    return Batch(*(np.asarray(array) for array in (arrays.tokens, *arrays[1:4])))
+    return {name: np.asarray(array) for name, array in make_batch(seed=seed).items()}
 
 
 def trained(host: bool, paged: bool = False):
     """(adapters after three steps, their losses, loss of an evaluation)."""
-    parts = make_parts(host)
-    optimizer = masked_optimizer(optax.adamw(1e-2), parts)
+    parts, objective, pieces = make_parts(host), SFT(), Pieces(loss_chunk=16)
+    optimizer = optax.adamw(1e-2)
     if paged:
-        step = make_paged_step(parts.graphdef, optimizer, parts.base, remat="full", loss_chunk=16)
-        state = init_state(optimizer, parts.adapters, parts.base)
+        step = make_paged_step(parts.graphdef, optimizer, objective, pieces)
+        state = init_state(optimizer, parts.trained)
     else:
-        step = make_train_step(parts.graphdef, optimizer, remat="full", loss_chunk=16)
-        state = optimizer.init((parts.adapters, parts.base))
-    adapters, losses = parts.adapters, []
+        step = make_train_step(parts.graphdef, optimizer, objective, pieces)
+        state = optimizer.init(parts.trained)
+    adapters, losses = parts.trained, []
     for seed in range(3):
-        adapters, state, metrics = step(adapters, state, parts.base, to_device(batch(seed), parts.base), None)
+        arrays = to_device(batch(seed), objective.arrays, parts.base)
+        adapters, state, metrics = step(adapters, state, parts.base, arrays, None)
         losses.append(float(metrics["loss"]))
-    after = parts._replace(adapters=adapters)
-    return adapters, losses, evaluate(make_eval_step(parts.graphdef, loss_chunk=16), after, [batch(9)])
+    after = parts._replace(trained=adapters)
+    return adapters, losses, evaluate(make_eval_step(parts.graphdef, objective, pieces), after, [batch(9)])
 
 
 @pytest.mark.parametrize("paged", [False, True])
@@ -72,15 +74,15 @@ def test_the_table_is_no_data_to_jax():
 
 
 def test_only_the_rows_of_a_step_are_sent():
-    sent = to_device(batch(), make_parts(True).base)
-    assert sent.embedded.shape == (*sent.tokens.shape, UNTIED.hidden_size)
-    assert to_device(batch(), make_parts(False).base).embedded is None
+    sent = to_device(batch(), SFT.arrays, make_parts(True).base)
+    assert sent["embedded"].shape == (*sent["tokens"].shape, UNTIED.hidden_size)
+    assert to_device(batch(), SFT.arrays, make_parts(False).base).get("embedded") is None
 
 
 def test_generating_with_the_table_back_on_the_device():
     answers = []
     for parts in (make_parts(False), make_parts(True)):
-        generator = Generator(parts.graphdef, parts.adapters, with_table_on_device(parts.base), stop_ids=())
+        generator = Generator(parts.graphdef, parts.trained, with_table_on_device(parts.base), stop_ids=())
         answers.append(generator.generate([[3, 5, 7]], max_new_tokens=5))
     assert answers[0] == answers[1]
 
@@ -92,23 +94,23 @@ def test_looking_up_on_the_device_what_is_not_there_says_so():
 
 
 def test_an_abstract_model_has_the_same_structure():
-    abstract = abstract_model(UNTIED, dtype="float32", quantization=Quantization(), host_embedding=True)
+    abstract = abstract_model(UNTIED, dtype="float32", rules=packed(QuantSection()), host_embedding=True)
     table = abstract.embed_tokens.weight.get_value()
     assert isinstance(table, HostTable) and table.nbytes == 97 * UNTIED.hidden_size * 4
     assert table.rows_shape((2, 3)) == jax.ShapeDtypeStruct((2, 3, UNTIED.hidden_size), jnp.float32)
 
 
 @pytest.mark.parametrize(
-    ("quantization", "words"),
+    ("rules", "words"),
     [
-        (None, "model.embedding='host': .*output layer is its embedding.*: set model.embedding='device'$"),
+        (AS_HELD, "model.embedding='host': .*output layer is its embedding.*: set model.embedding='device'$"),
         (
-            Quantization(lm_head="int8"),
+            packed(QuantSection(lm_head="int8")),
             "model.embedding='host' and quant.lm_head='int8': .*='device' and quant.embedding='int8'",
         ),
     ],
 )
-def test_a_tied_embedding_is_refused_with_all_that_must_change(quantization, words):
+def test_a_tied_embedding_is_refused_with_all_that_must_change(rules, words):
     tied = dataclasses.replace(CONFIG, tie_embeddings=True)
     with pytest.raises(ValueError, match=words):
-        random_model(tied, 0, dtype="float32", quantization=quantization, host_embedding=True)
+        random_model(tied, 0, dtype="float32", rules=rules, host_embedding=True)

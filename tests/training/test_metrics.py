@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qlora_jax.device.facts import memory_in_use
+from qlora_jax.report.progress import Progress, duration
 from qlora_jax.training.metrics import MetricsLog, read_rows
-from qlora_jax.training.progress import Progress, duration
 
 
 def write_steps(folder: Path, steps: range, **options) -> None:

@@ -10,22 +10,23 @@ import optax
 import pytest
 from flax import nnx
 
-from qlora_jax.config import OptimSection
+from qlora_jax.config import OptimSection, Pieces
 from qlora_jax.device.facts import ProgramMemory
 from qlora_jax.io.checkpoint import Checkpoints
+from qlora_jax.objective import SFT
+from qlora_jax.quant.rules import AS_HELD
 from qlora_jax.training import offload as pages
 from qlora_jax.training.gradients import Gradients
-from qlora_jax.training.offload import HostState, init_state, make_page_update, nothing, paged_like, whole_state
+from qlora_jax.training.offload import HostState, init_state, make_page_update, paged_like, whole_state
 from qlora_jax.training.offload_step import make_paged_step
 from qlora_jax.training.optimizer import adamw, learning_rate
-from qlora_jax.training.step import masked_optimizer
 from tests.training.test_step import make_batch, make_parts, train
 
 # The norm of these gradients is 0.9 to 2.1, so that they are clipped.
 SECTION = OptimSection(learning_rate=1e-2, weight_decay=0.1, clip=0.3, schedule="linear")
 BATCHES = [make_batch(seed=seed) for seed in range(3)]
 ADAPTERS: dict = {}
-FULL, HEAD = {"quantization": None, "kind": nnx.Param}, {"targets": ("lm_head", "q_proj")}
+FULL, HEAD = {"rules": AS_HELD, "kind": nnx.Param}, {"targets": ("lm_head", "q_proj")}
 
 
 def make_tx(moments="fp32"):
@@ -36,9 +37,9 @@ def make_tx(moments="fp32"):
 
 def make_step(parts, moments="fp32"):
     """(the step, the starting state)."""
-    optimizer = masked_optimizer(make_tx(moments), parts)
-    step = make_paged_step(parts.graphdef, optimizer, parts.base, remat="full", loss_chunk=16)
-    return step, init_state(optimizer, parts.adapters, parts.base)
+    optimizer = make_tx(moments)
+    step = make_paged_step(parts.graphdef, optimizer, SFT(), Pieces(loss_chunk=16))
+    return step, init_state(optimizer, parts.trained)
 
 
 def assert_same(a, b):
@@ -61,14 +62,14 @@ def prepared(**model):
     """(parts, the compiled step, the starting state)."""
     parts = make_parts(**model)
     step, state = make_step(parts)
-    return parts, step.lower(parts.adapters, state, parts.base, BATCHES[0], None).compile(), state
+    return parts, step.lower(parts.trained, state, parts.base, BATCHES[0], None).compile(), state
 
 
 @pytest.mark.parametrize("model", [ADAPTERS, FULL, HEAD], ids=["adapters", "full", "head"])
 def test_pages_train_to_the_same_bits(model):
     parts, step, state = prepared(**model)
     expected = train(parts, make_tx(), BATCHES)
-    adapters, state = jax.tree.map(jnp.copy, (parts.adapters, state))  # they are donated
+    adapters, state = jax.tree.map(jnp.copy, (parts.trained, state))  # they are donated
     for batch in BATCHES:
         adapters, state, metrics = step(adapters, state, parts.base, batch, None)
     assert float(metrics["grad_norm"]) > SECTION.clip
@@ -80,18 +81,18 @@ def test_pages_train_to_the_same_bits(model):
 def test_narrow_moments_and_gradients_are_paged_too():
     """Not to the same bits: XLA may leave out a rounding to bfloat16 between two operations, in one program only."""
     parts = make_parts()
-    optimizer, frozen = masked_optimizer(make_tx("bf16"), parts), nothing(parts.base)
-    update = make_page_update(optimizer, frozen)
+    optimizer = make_tx("bf16")
+    update = make_page_update(optimizer)
 
     @jax.jit
     def update_whole(adapters, state, found):
         gradient, norm = found.mean(like=adapters), found.metrics["grad_norm"]
-        updates, state = optimizer.update((gradient, frozen), state, (adapters, frozen), norm=norm)
-        return optax.apply_updates(adapters, updates[0]), state
+        updates, state = optimizer.update(gradient, state, adapters, norm=norm)
+        return optax.apply_updates(adapters, updates), state
 
-    expected, whole = parts.adapters, optimizer.init((parts.adapters, parts.base))
-    adapters, state = jax.tree.map(jnp.copy, expected), init_state(optimizer, parts.adapters, parts.base)
-    for found in map(random_gradients, (parts.adapters,) * 3, range(3)):
+    expected, whole = parts.trained, optimizer.init(parts.trained)
+    adapters, state = jax.tree.map(jnp.copy, expected), init_state(optimizer, parts.trained)
+    for found in map(random_gradients, (parts.trained,) * 3, range(3)):
         expected, whole = update_whole(expected, whole, found)
         for index, layer in enumerate(state.layers):
             adapters, state.layers[index] = update(adapters, layer, found, np.int32(index))
@@ -111,7 +112,7 @@ def test_a_page_is_one_layer_and_frozen_leaves_have_no_state():
     _, state = make_step(parts, "bf16")
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(layer)) for layer in state.layers]
     # Two moments of half the adapters each, and the counters of Adam and of the schedule.
-    count = sum(leaf.size for leaf in jax.tree.leaves(parts.adapters))
+    count = sum(leaf.size for leaf in jax.tree.leaves(parts.trained))
     assert sizes == [count + 2] * 2
     assert kinds(state) == {"pinned_host"}
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(optax.tree.get(state.layers[0], "mu"))}
@@ -122,10 +123,10 @@ def test_the_stated_memory_is_that_of_the_largest_program_beside_the_base():
     parts, compiled, _ = prepared(**ADAPTERS)
     assert compiled.resident == sum(leaf.nbytes for leaf in jax.tree.leaves(parts.base))
     programs = [ProgramMemory.of(compiled.gradients), ProgramMemory.of(compiled.update, compiled.resident)]
-    assert programs[0].total > programs[1].total  # of a model this small
+    assert programs[0].peak > programs[1].peak  # of a model this small
     assert compiled.memory_analysis() == programs[0]
     larger = dataclasses.replace(compiled, resident=10**9).memory_analysis()
-    assert larger.total == programs[1].total - compiled.resident + 10**9
+    assert larger.peak == programs[1].peak - compiled.resident + 10**9
 
 
 @pytest.mark.parametrize("before", ["pages", "whole"])
@@ -137,7 +138,7 @@ def test_a_checkpoint_looks_the_same_with_and_without_pages(tmp_path, before):
     drawn = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype), whole_state(state))
     forms = {"pages": paged_like(state, drawn), "whole": drawn}
     checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
-    checkpoints.save(1, parts.adapters, whole_state(forms[before]), {})
+    checkpoints.save(1, parts.trained, whole_state(forms[before]), {})
     checkpoints.wait()
     restored = checkpoints.restore(1, optimizer=whole_state(state))["optimizer"]
     assert_same(restored, drawn)

@@ -4,15 +4,15 @@ Both start from the same checkpoint and the same adapter, take the same batches,
 from its default, so that one that is lost on the way shows.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qlora_jax.config import Config, LoraSection, ModelSection, OptimSection, TrainSection
-from qlora_jax.data import Encoded, make_batches
-from qlora_jax.io.peft import read_adapter, write_adapter
-from qlora_jax.training.batch import TensorBatch
-from qlora_jax.training.setup import base_folder, lora_config, make_trainer
+from qlora_jax.data import Batches, Encoded
+from qlora_jax.io.peft import TrainedOn, read_adapter, write_adapter
+from qlora_jax.training.setup import base_folder, make_trainer
 
 peft = pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
@@ -56,7 +56,7 @@ def batches(config):
         documents.append(Encoded(ids=ids.astype(np.int32), scored=np.arange(len(ids)) >= rng.integers(1, 5)))
     section = config.train
     sizes = {"seq_len": LENGTH, "batch_size": section.batch_size, "grad_accum": section.grad_accum}
-    made = make_batches(documents, **sizes, packing=False, seed=0, pad_id=0)
+    made = Batches(encoded=documents, **sizes, packing=False, seed=0, pad_id=0)
     return [made.at(step) for step in range(STEPS)]
 
 
@@ -64,17 +64,17 @@ def our_run(config, batches, folder):
     """Our losses and gradient norms, and the adapter as it was before (`before`) and after the steps (`after`)."""
 
     def write(name):
-        lora, base = lora_config(config), config.model.path
-        write_adapter(folder / name, trainer.parts.merge(), lora, trainer.targets, base=base, base_hash=None)
+        lora, base = config.lora, config.model.path
+        write_adapter(folder / name, trainer.parts.merge(), lora, trainer.targets, TrainedOn(base))
 
     trainer = make_trainer(config, base_folder(config), STEPS)
     write("before")
     losses, norms = [], []
     for batch in batches:
-        arrays = TensorBatch(*map(jnp.asarray, batch))
-        state = (trainer.parts.adapters, trainer.opt_state, trainer.parts.base)
+        arrays = jax.tree.map(jnp.asarray, batch)
+        state = (trainer.parts.trained, trainer.opt_state, trainer.parts.base)
         adapters, trainer.opt_state, metrics = trainer.train_step(*state, arrays, None)
-        trainer.parts = trainer.parts._replace(adapters=adapters)
+        trainer.parts = trainer.parts._replace(trained=adapters)
         losses.append(metrics["loss"].item())
         norms.append(metrics["grad_norm"].item())
     write("after")
@@ -123,8 +123,8 @@ def their_run(config, batches, folder):
     optimizer, schedule = their_optimizer(model, config.optim)
     losses, norms = [], []
     for batch in batches:
-        count, total = int(batch.scored.sum()), 0.0
-        for tokens, segments, _, scored in zip(*map(torch.from_numpy, batch), strict=True):
+        count, total = int(batch["scored"].sum()), 0.0
+        for tokens, segments, _, scored in zip(*map(torch.from_numpy, batch.values()), strict=True):
             labels = tokens.long().masked_fill(~scored, -100)
             loss = model(
                 input_ids=tokens.long(), attention_mask=(segments > 0).long(), labels=labels, num_items_in_batch=count

@@ -9,27 +9,28 @@ import optax
 import pytest
 from flax import nnx
 
-from qlora_jax.config import OptimSection
-from qlora_jax.io.build import Quantization
+from qlora_jax.config import LoraSection, OptimSection, Pieces, QuantSection
 from qlora_jax.io.hf import random_model
-from qlora_jax.lora import LoraConfig
+from qlora_jax.lora.partition import fill_frozen, make_optimizer
 from qlora_jax.lora.tree import lora_mask
 from qlora_jax.models.adapters import add_adapters
-from qlora_jax.models.blocks.layers import Frozen
-from qlora_jax.objective.tokens import next_token_loss
-from qlora_jax.training.batch import TensorBatch
-from qlora_jax.training.optimizer import adamw, clip_by_norm, clipping, fill_frozen, learning_rate, make_optimizer
-from qlora_jax.training.step import make_train_step, masked_optimizer, split_model
+from qlora_jax.models.blocks.linear import Frozen
+from qlora_jax.objective import SFT
+from qlora_jax.objective.sft import next_token_loss
+from qlora_jax.quant.rules import AS_HELD, packed
+from qlora_jax.training.optimizer import adamw, clip_by_norm, clipping, learning_rate
+from qlora_jax.training.step import make_train_step, split_model
 from tests import tiny_config
 
+QLORA = packed(QuantSection())
 CONFIG = dataclasses.replace(tiny_config.CONFIG, num_layers=2, windows=(0, 0))
 
 
-def make_parts(dropout=0.0, quantization=Quantization(), kind=Frozen, layers=2, **adapters):  # noqa: B008 (frozen)
+def make_parts(dropout=0.0, rules=QLORA, kind=Frozen, layers=2, **adapters):  # noqa: B008 (frozen)
     config = dataclasses.replace(CONFIG, num_layers=layers, windows=(0,) * layers)
-    model = random_model(config, 0, dtype="float32", quantization=quantization, kind=kind).model
+    model = random_model(config, 0, dtype="float32", rules=rules, kind=kind).model
     if kind is Frozen:
-        add_adapters(model, LoraConfig(**{"rank": 4, "dropout": dropout, **adapters}), jax.random.key(1))
+        add_adapters(model, LoraSection(**{"rank": 4, "dropout": dropout, **adapters}), jax.random.key(1))
     return split_model(model)
 
 
@@ -40,15 +41,15 @@ def make_batch(accum=2, rows=2, length=24, seed=0):
     scored = np.arange(length) > rng.integers(1, length - 2, (accum, rows, 1))
     tokens = jnp.asarray(rng.integers(0, 97, shape), jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), shape)
-    return TensorBatch(tokens, jnp.ones(shape, jnp.int32), positions, jnp.asarray(scored))
+    segments = jnp.ones(shape, jnp.int32)
+    return {"tokens": tokens, "segment_ids": segments, "positions": positions, "scored": jnp.asarray(scored)}
 
 
 def train(parts, tx, batches, remat="full", key=None):
     """(adapters, opt_state, metrics) after a step on each batch."""
-    optimizer = masked_optimizer(tx, parts)
-    step = make_train_step(parts.graphdef, optimizer, remat=remat, loss_chunk=16)
-    adapters = jax.tree.map(jnp.copy, parts.adapters)
-    opt_state = optimizer.init((adapters, parts.base))
+    step = make_train_step(parts.graphdef, tx, SFT(), Pieces(remat=remat, loss_chunk=16))
+    adapters = jax.tree.map(jnp.copy, parts.trained)
+    opt_state = tx.init(adapters)
     for index, batch in enumerate(batches):
         dropout = None if key is None else jax.random.fold_in(key, index)
         adapters, opt_state, metrics = step(adapters, opt_state, parts.base, batch, dropout)
@@ -63,9 +64,9 @@ def test_training_lowers_the_loss_and_leaves_every_byte_of_the_base():
     parts = make_parts()
     before = jax.tree.map(lambda a: np.array(a), parts.base)
     losses = []
-    optimizer = masked_optimizer(optax.adamw(1e-2, weight_decay=0.1), parts)
-    step = make_train_step(parts.graphdef, optimizer, remat="full", loss_chunk=16)
-    adapters, state = parts.adapters, optimizer.init((parts.adapters, parts.base))
+    optimizer = optax.adamw(1e-2, weight_decay=0.1)
+    step = make_train_step(parts.graphdef, optimizer, SFT(), Pieces(loss_chunk=16))
+    adapters, state = parts.trained, optimizer.init(parts.trained)
     for _ in range(8):
         adapters, state, metrics = step(adapters, state, parts.base, make_batch(), None)
         losses.append(float(metrics["loss"]))
@@ -75,20 +76,20 @@ def test_training_lowers_the_loss_and_leaves_every_byte_of_the_base():
 
 def test_the_optimizers_state_is_no_larger_than_the_adapters_own():
     parts = make_parts()
-    tx = optax.adamw(1e-3)
+    tx, whole = optax.adamw(1e-3), (parts.trained, parts.base)
     sizes = [
         sum(leaf.size for leaf in jax.tree.leaves(state))
-        for state in (masked_optimizer(tx, parts).init((parts.adapters, parts.base)), tx.init(parts.adapters))
+        for state in (make_optimizer(tx, lora_mask(whole)).init(whole), tx.init(parts.trained))
     ]
-    assert sizes[0] == sizes[1] > 2 * sum(leaf.size for leaf in jax.tree.leaves(parts.adapters)) - 1
+    assert sizes[0] == sizes[1] > 2 * sum(leaf.size for leaf in jax.tree.leaves(parts.trained)) - 1
 
 
 def test_the_mask_covers_the_whole_tree_by_kind():
     parts = make_parts()
-    mask = lora_mask((parts.adapters, parts.base))
+    mask = lora_mask((parts.trained, parts.base))
     assert set(jax.tree.leaves(mask[0])) == {True}
     assert set(jax.tree.leaves(mask[1])) == {False}
-    assert jax.tree.structure(mask) == jax.tree.structure((parts.adapters, parts.base))
+    assert jax.tree.structure(mask) == jax.tree.structure((parts.trained, parts.base))
 
 
 def test_a_caller_with_the_whole_tree_gets_the_same_update():
@@ -99,12 +100,12 @@ def test_a_caller_with_the_whole_tree_gets_the_same_update():
 
     def loss(adapters):
         model = nnx.merge(parts.graphdef, adapters, parts.base)
-        hidden = model.hidden(batch.tokens[0], batch.positions[0], batch.segment_ids[0])
-        total, count = next_token_loss(hidden, batch.tokens[0], batch.scored[0], model.logits, chunk=16)
+        hidden = model.hidden(batch["tokens"][0], batch["positions"][0], batch["segment_ids"][0])
+        total, count = next_token_loss(hidden, batch["tokens"][0], batch["scored"][0], model.logits, chunk=16)
         return total / count
 
-    grads = jax.jit(jax.grad(loss))(parts.adapters)
-    whole = (parts.adapters, parts.base)
+    grads = jax.jit(jax.grad(loss))(parts.trained)
+    whole = (parts.trained, parts.base)
     zeros = fill_frozen((grads, jax.tree.map(lambda _: None, parts.base)), whole)
     garbage = (grads, jax.tree.map(jnp.ones_like, parts.base))
     ours, _, _ = train(parts, tx, [batch])
@@ -119,7 +120,7 @@ def test_a_caller_with_the_whole_tree_gets_the_same_update():
 def test_accumulating_equals_the_big_batch_for_uneven_token_counts():
     parts = make_parts()
     small = make_batch(accum=4, rows=2)
-    assert len({int(n) for n in small.scored.sum((1, 2))}) > 1
+    assert len({int(n) for n in small["scored"].sum((1, 2))}) > 1
     big = jax.tree.map(lambda array: array.reshape(1, 8, -1), small)
     tx = optax.sgd(0.5)
     a, _, first = train(parts, tx, [small])
@@ -153,9 +154,9 @@ def test_dropout_is_drawn_from_the_key():
 
 
 def test_a_full_fine_tune_moves_every_weight():
-    parts = make_parts(quantization=None, kind=nnx.Param)
+    parts = make_parts(rules=AS_HELD, kind=nnx.Param)
     moved, _, _ = train(parts, optax.sgd(1.0), [make_batch()])
-    unchanged = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), parts.adapters, moved)
+    unchanged = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), parts.trained, moved)
     assert not any(jax.tree.leaves(unchanged)) and not jax.tree.leaves(parts.base)
 
 
@@ -249,17 +250,18 @@ def test_adamw_is_optax_own():
 def test_slices_of_a_trained_head_change_no_step(trained, dtype):
     """Gradients of the output layer itself, and of an adapter on it, are those of the whole vocabulary at once."""
     full = trained == "full"
-    packed, kind = (None, nnx.Param) if full else (Quantization(), Frozen)
-    model = random_model(CONFIG, 0, dtype=dtype, quantization=packed, kind=kind).model
+    rules, kind = (AS_HELD, nnx.Param) if full else (QLORA, Frozen)
+    model = random_model(CONFIG, 0, dtype=dtype, rules=rules, kind=kind).model
     if not full:
-        add_adapters(model, LoraConfig(rank=4, targets=("q_proj", "lm_head")), jax.random.key(1))
+        add_adapters(model, LoraSection(rank=4, targets=("q_proj", "lm_head")), jax.random.key(1))
     parts = split_model(model)
-    optimizer = masked_optimizer(optax.sgd(0.5), parts)
+    optimizer = optax.sgd(0.5)
 
     def stepped(vocab_chunk):
-        step = make_train_step(parts.graphdef, optimizer, remat="full", loss_chunk=16, vocab_chunk=vocab_chunk)
-        adapters = jax.tree.map(jnp.copy, parts.adapters)
-        return step(adapters, optimizer.init((adapters, parts.base)), parts.base, make_batch(), None)[0]
+        pieces = Pieces(loss_chunk=16, vocab_chunk=vocab_chunk)
+        step = make_train_step(parts.graphdef, optimizer, SFT(), pieces)
+        adapters = jax.tree.map(jnp.copy, parts.trained)
+        return step(adapters, optimizer.init(adapters), parts.base, make_batch(), None)[0]
 
     rtol, atol = (1e-4, 1e-6) if dtype == "float32" else (0.02, 1e-3)
     wide = [jax.tree.map(lambda a: a.astype(jnp.float32), stepped(n)) for n in (0, 32)]

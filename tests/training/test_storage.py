@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from qlora_jax.config import OptimSection
+from qlora_jax.config import OptimSection, Pieces
 from qlora_jax.lora.tapped import Tapped
+from qlora_jax.objective import SFT
 from qlora_jax.training.gradients import make_gradients
 from qlora_jax.training.optimizer import adamw
-from qlora_jax.training.step import make_train_step, masked_optimizer
+from qlora_jax.training.step import make_train_step
 from tests.training.test_step import make_batch, make_parts
 
 STEPS = 50
@@ -23,10 +24,10 @@ STEPS = 50
 def losses(moments: str = "fp32", gradients: str = "fp32") -> np.ndarray:
     """The loss of each of STEPS steps on the same four microbatches."""
     parts, section = make_parts(), OptimSection(moments=moments)
-    optimizer = masked_optimizer(adamw(section, optax.constant_schedule(1e-2)), parts)
+    optimizer = adamw(section, optax.constant_schedule(1e-2))
     dtype = jnp.bfloat16 if gradients == "bf16" else None
-    step = make_train_step(parts.graphdef, optimizer, remat="full", loss_chunk=16, gradients=dtype)
-    adapters, state = parts.adapters, optimizer.init((parts.adapters, parts.base))
+    step = make_train_step(parts.graphdef, optimizer, SFT(), Pieces(loss_chunk=16), dtype)
+    adapters, state = parts.trained, optimizer.init(parts.trained)
     rows = []
     for _ in range(STEPS):
         adapters, state, metrics = step(adapters, state, parts.base, make_batch(accum=4), None)
@@ -45,11 +46,11 @@ def test_narrow_storage_learns_like_float32(storage):
 @pytest.mark.parametrize(("moments", "mu"), [("fp32", jnp.float32), ("bf16", jnp.bfloat16)])
 def test_the_first_moment_alone_is_narrowed(moments, mu):
     parts = make_parts()
-    optimizer = masked_optimizer(adamw(OptimSection(moments=moments), optax.constant_schedule(1e-3)), parts)
-    state = optimizer.init((parts.adapters, parts.base))
+    optimizer = adamw(OptimSection(moments=moments), optax.constant_schedule(1e-3))
+    state = optimizer.init(parts.trained)
     dtypes = {name: {leaf.dtype for leaf in jax.tree.leaves(optax.tree.get(state, name))} for name in ("mu", "nu")}
     assert dtypes == {"mu": {jnp.dtype(mu)}, "nu": {jnp.dtype(jnp.float32)}}
-    count = sum(leaf.size for leaf in jax.tree.leaves(parts.adapters))
+    count = sum(leaf.size for leaf in jax.tree.leaves(parts.trained))
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) == count * (jnp.dtype(mu).itemsize + 4) + 2 * 4
 
 
@@ -61,15 +62,15 @@ def test_a_second_moment_in_bfloat16_would_never_fall():
 
 
 def gradients(parts, batch, dtype):
-    return jax.jit(make_gradients(parts.graphdef, remat="full", loss_chunk=16, dtype=dtype))(
-        parts.adapters, parts.base, batch, None
+    return jax.jit(make_gradients(parts.graphdef, SFT(), Pieces(loss_chunk=16), dtype))(
+        parts.trained, parts.base, batch, None
     )
 
 
 def test_a_gradient_in_bfloat16_is_that_in_float32_rounded_once():
     parts, batch = make_parts(), make_batch(accum=1)
     wide, narrow = gradients(parts, batch, None), gradients(parts, batch, jnp.bfloat16)
-    assert jax.tree.structure(wide.sums) == jax.tree.structure(narrow.sums) == jax.tree.structure(parts.adapters)
+    assert jax.tree.structure(wide.sums) == jax.tree.structure(narrow.sums) == jax.tree.structure(parts.trained)
 
     def check(wide, narrow):
         assert (wide.dtype, narrow.dtype) == (jnp.float32, jnp.bfloat16)
@@ -96,9 +97,9 @@ def test_a_tapped_parameter_is_cast_like_any_other():
 def test_microbatches_share_one_gradient_buffer(dtype, width):
     """The gradients are the program's output; beside them there is nothing of their size."""
     parts = make_parts(rank=256, layers=16)
-    count = sum(leaf.size for leaf in jax.tree.leaves(parts.adapters))
-    function = jax.jit(make_gradients(parts.graphdef, remat="full", loss_chunk=16, dtype=dtype))
+    count = sum(leaf.size for leaf in jax.tree.leaves(parts.trained))
+    function = jax.jit(make_gradients(parts.graphdef, SFT(), Pieces(loss_chunk=16), dtype))
     batch = make_batch(accum=4, rows=1, length=8)
-    memory = function.lower(parts.adapters, parts.base, batch, None).compile().memory_analysis()
+    memory = function.lower(parts.trained, parts.base, batch, None).compile().memory_analysis()
     assert memory.output_size_in_bytes < 1.01 * count * width
     assert memory.temp_size_in_bytes < 0.75 * count * width

@@ -16,8 +16,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, UInt32
 
 from qlora_jax.quant.nf4 import CODEBOOKS, NF4Layer
-from qlora_jax.quant.nf4.quantize import dequantize_scales
-from qlora_jax.quant.nf4.tensor import BLOCK
+from qlora_jax.quant.nf4.dequantize import dequantize_scales
+from qlora_jax.quant.nf4.layout import BLOCK
 
 # Blocks of one program: the rows of a warpgroup's accumulator layout, in which a row's scale is broadcast for free.
 ROWS = 64

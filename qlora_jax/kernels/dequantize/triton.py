@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from qlora_jax.kernels.operands import operands, scales, whole
 from qlora_jax.kernels.tiles import DequantizeTiles
 from qlora_jax.quant.nf4 import NF4Layer
-from qlora_jax.quant.nf4.tensor import BLOCK
+from qlora_jax.quant.nf4.layout import BLOCK
 
 NAME = "nf4_dequantize"
 

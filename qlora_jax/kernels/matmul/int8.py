@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qlora_jax.quant.int8 import Int8Tensor, dequantize
+from qlora_jax.quant.int8 import Int8Tensor
 
 
 @jax.custom_vjp
 def int8_matmul(x: Float[Array, "*B K"], weight: Int8Tensor) -> Float[Array, "*B N"]:
-    """y = x · dequantize(W)ᵀ, in the dtype of x; differentiable in x only."""
+    """y = x · dequantize(W)ᵀ for one matrix, in the dtype of x; differentiable in x only."""
     x, weight = jax.lax.optimization_barrier((x, weight))
-    dense = dequantize(weight, x.dtype)
+    dense = weight.dequantize(x.dtype)
     if math.prod(x.shape[:-1]) == 1:
         # XLA fuses a sum with the dequantization, so that one row's generation reads the codes and writes no weight.
         y = jnp.sum(dense.astype(jnp.float32) * x.reshape(-1).astype(jnp.float32), axis=-1)
@@ -28,7 +28,7 @@ def _forward(x, weight):
 
 def _backward(weight, dy):
     dy, weight = jax.lax.optimization_barrier((dy, weight))
-    return jnp.einsum("...N,NK->...K", dy, dequantize(weight, dy.dtype)), None
+    return jnp.einsum("...N,NK->...K", dy, weight.dequantize(dy.dtype)), None
 
 
 int8_matmul.defvjp(_forward, _backward)

@@ -21,7 +21,7 @@ from qlora_jax.kernels.matmul.decode import decode, decode_plain, divergent, fma
 from qlora_jax.kernels.operands import operands, scales, whole
 from qlora_jax.kernels.tiles import MatmulTiles
 from qlora_jax.quant.nf4 import CODEBOOKS, NF4Layer
-from qlora_jax.quant.nf4.tensor import BLOCK
+from qlora_jax.quant.nf4.layout import BLOCK
 
 NAME = "nf4_matmul"
 DTYPES = ("bfloat16", "float16")

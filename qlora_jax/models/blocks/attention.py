@@ -3,19 +3,20 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.kernels.attention import attend
-from qlora_jax.models.blocks.layers import Linear, RMSNorm, linear_group, subkey
-from qlora_jax.models.cache import LayerCache
+from qlora_jax.models.blocks.block import Block, LinearPart, NormPart, Part
+from qlora_jax.models.blocks.key_values import KeyValues, LayerKeyValues
+from qlora_jax.models.blocks.linear import Linear, linear_group, subkey
+from qlora_jax.models.blocks.norm import RMSNorm
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.rope import rotate
 
 
 class Context(NamedTuple):
-    """What every layer of one forward pass shares. Keys are numbered by their place in the row, or by their cache slot.
+    """What every layer of one forward pass shares. Keys are numbered by their place in the row, or in the cache.
 
     Attributes:
       rope: cos and sin of the tokens' positions.
@@ -49,19 +50,35 @@ def window_starts(context: Context, window: Int[Array, ""]) -> Int[Array, "B T"]
     return jnp.where(window == 0, context.first, jnp.maximum(context.first, own - window + 1))
 
 
-class Attention(nnx.Module):
+class Attention(Block):
     """Projections, rotation and attention of one layer."""
 
-    def __init__(self, config: ModelConfig, q_proj, k_proj, v_proj, o_proj, q_norm=None, k_norm=None):
-        self.config = config
-        self.q_proj: Linear = q_proj
-        self.k_proj: Linear = k_proj
-        self.v_proj: Linear = v_proj
-        self.o_proj: Linear = o_proj
-        self.q_norm: RMSNorm | None = q_norm
-        self.k_norm: RMSNorm | None = k_norm
+    NAME = "self_attn"
+    Cache = KeyValues
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    o_proj: Linear
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
 
-    def __call__(self, x: Float[Array, "B T D"], context: Context, window, cache: LayerCache | None = None, key=None):
+    @classmethod
+    def parts(cls, config: ModelConfig) -> dict[str, Part | None]:
+        D, H = config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_heads * H, config.num_kv_heads * H
+        norm = NormPart(H, config.norm_eps, "head") if config.qk_norm else None
+        return {
+            "q_proj": LinearPart(heads, D, ("heads", "embed"), config.qkv_bias),
+            "k_proj": LinearPart(kv_heads, D, ("kv_heads", "embed"), config.qkv_bias),
+            "v_proj": LinearPart(kv_heads, D, ("kv_heads", "embed"), config.qkv_bias),
+            "o_proj": LinearPart(D, heads, ("embed", "heads"), config.output_bias),
+            "q_norm": norm,
+            "k_norm": norm,
+        }
+
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, window, cache: LayerKeyValues | None = None, key=None
+    ):
         """Returns the output `[B, T, D]` and the cache with these tokens in it, None where there is none."""
         q, k, v = self._project(x, context, key)
         if cache is not None:

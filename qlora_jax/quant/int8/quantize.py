@@ -1,11 +1,11 @@
-"""Quantization to 8 bits and back, in float32."""
+"""Quantization to 8 bits, in float32."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from qlora_jax.quant.int8.tensor import Int8Tensor
 
@@ -35,9 +35,3 @@ def quantize(weight: Array, *, dtype: str | None = None) -> Int8Tensor:
     scaled = jnp.where(empty[:, None], 0, wide / jnp.where(empty, 1, scale)[:, None])
     codes = jnp.clip(jnp.round(scaled), -LARGEST, LARGEST).astype(jnp.int8)
     return Int8Tensor.create(codes, scale, dtype=dtype or weight.dtype)
-
-
-def dequantize(tensor: Int8Tensor, dtype=None) -> Float[Array, "N K"]:
-    """The weight `[N, K]`: multiplied in float32, rounded once to its own dtype, then cast to `dtype` if given."""
-    weight = (tensor.codes.astype(jnp.float32) * tensor.scale[..., None]).astype(tensor.dtype)
-    return weight if dtype is None else weight.astype(dtype)

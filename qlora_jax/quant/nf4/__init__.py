@@ -1,8 +1,8 @@
 """NF4 numerics: the 16 levels, the packed tensor, quantization and dequantization. Plain JAX, no kernels."""
 
 from qlora_jax.quant.nf4.codebook import CODEBOOKS, dynamic_map
-from qlora_jax.quant.nf4.quantize import dequantize, quantize
-from qlora_jax.quant.nf4.rows import slice_rows, take_rows
+from qlora_jax.quant.nf4.dequantize import dequantize
+from qlora_jax.quant.nf4.quantize import quantize
 from qlora_jax.quant.nf4.tensor import NF4Layer, NF4Tensor
 
 __all__ = [
@@ -12,6 +12,4 @@ __all__ = [
     "dequantize",
     "dynamic_map",
     "quantize",
-    "slice_rows",
-    "take_rows",
 ]

@@ -1,4 +1,4 @@
-"""The value tables of NF4: 16 levels for weights, and the 256 levels of bitsandbytes' dynamic 8-bit map for scales."""
+"""The value tables: at most 16 levels for weights, and 256 of bitsandbytes' dynamic 8-bit map for scales."""
 
 import functools
 
@@ -27,7 +27,26 @@ NF4_LEVELS = np.array(
     np.float32,
 )
 
-CODEBOOKS = {"nf4": NF4_LEVELS}
+
+def _signed(magnitudes: list[int | float]) -> np.ndarray:
+    """Ascending float32 levels in [-1, 1] from non-negative magnitudes; zero once."""
+    positive = np.array(magnitudes, np.float32) / np.float32(max(magnitudes))
+    return np.unique(np.concatenate([-positive, positive]))
+
+
+# By name. Four bits give 16 codes; where both signs have a zero, 15 levels differ. Training and serving know "nf4"
+# alone: the others are what it is compared with.
+CODEBOOKS = {
+    "nf4": NF4_LEVELS,
+    # Two bits of exponent, one of mantissa, with subnormals (OCP Microscaling Formats v1.0, E2M1).
+    "fp4-e2m1": _signed([0, 0.5, 1, 1.5, 2, 3, 4, 6]),
+    # bitsandbytes' FP4: the same but for its smallest magnitude, which is 0.0625.
+    "fp4-bnb": _signed([0, 0.0625, 2, 3, 4, 6, 8, 12]),
+    # Three bits of exponent: powers of two.
+    "fp4-e3m0": _signed([0, 1, 2, 4, 8, 16, 32, 64]),
+    # Integers, symmetric around zero, as scaling by the largest magnitude makes them.
+    "int4": _signed([0, 1, 2, 3, 4, 5, 6, 7]),
+}
 
 
 def thresholds(levels: np.ndarray) -> np.ndarray:

@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-BLOCK = 64
-NESTED_BLOCK = 256
+from qlora_jax.quant.nf4.dequantize import decode_scales, dequantize
+from qlora_jax.quant.nf4.layout import BLOCK, NESTED_BLOCK, check_rows, row_layout
+from qlora_jax.quant.packed import ByLayer, Packed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NF4Tensor:
+class NF4Tensor(Packed, ByLayer):
     """A 4-bit weight `W[N, K]` in bitsandbytes' byte layout, optionally stacked on leading axes `*L`.
 
     Elements are taken in row-major order, in blocks of 64 that share one scale:
@@ -45,22 +47,13 @@ class NF4Tensor:
     codebook: str = "nf4"
 
     @classmethod
-    def create(
-        cls,
-        codes,
-        absmax,
-        nested_absmax=None,
-        nested_levels=None,
-        offset=None,
-        *,
-        shape,
-        dtype,
-        codebook="nf4",
-    ):
-        """Builds a tensor and checks that every array's dtype and shape fits `shape`. Raises ValueError."""
-        tensor = cls(codes, absmax, nested_absmax, nested_levels, offset, tuple(shape), str(jnp.dtype(dtype)), codebook)
+    def create(cls, *arrays: Any, shape: tuple[int, ...], dtype: Any, codebook: str = "nf4") -> "NF4Tensor":
+        """Builds a tensor from its arrays, in the order of the attributes and without absent ones at the end, and
+        checks that every array's dtype and shape fits `shape`. Raises ValueError."""
+        codes, absmax, nested, levels, offset = arrays + (None,) * (len(ARRAY_FIELDS) - len(arrays))
+        tensor = cls(codes, absmax, nested, levels, offset, (shape[0], shape[1]), str(jnp.dtype(dtype)), codebook)
         expected = packed_shapes(
-            tensor.shape, tensor.dtype, double=tensor.double, stack=tensor.stack, codebook=codebook
+            tensor.shape, tensor.dtype, double=tensor.double, leading=tensor.leading, codebook=codebook
         )
         for name, want, got in zip(ARRAY_FIELDS, _arrays(expected), _arrays(tensor), strict=True):
             if (want is None) != (got is None):
@@ -80,20 +73,49 @@ class NF4Tensor:
         return self.nested_absmax is not None
 
     @property
-    def stack(self) -> tuple[int, ...]:
+    def leading(self) -> tuple[int, ...]:
         """Leading axes `*L`."""
         return tuple(self.codes.shape[:-2])
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes alone."""
+        return math.prod(self.codes.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays together."""
         return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in _arrays(self) if a is not None)
 
-    def __getitem__(self, index) -> "NF4Tensor":
-        """One tensor (or a sub-stack) of a stack."""
-        if not self.stack:
-            raise IndexError("this NF4Tensor holds a single matrix: dequantize it to index its elements")
-        return jax.tree.map(lambda a: a[index], self)
+    def dequantize(self, dtype: Any = None) -> Float[Array, "*L N K"]:
+        """The weight, rounded once to its own dtype, then cast to `dtype` if given."""
+        return dequantize(self, dtype)
+
+    def at_layer(self, index: Int[Array, ""]) -> "NF4Layer":
+        """One layer of a stack, by reference."""
+        return NF4Layer(self, index)
+
+    def take_rows(self, index: Int[Array, " M"]) -> "NF4Tensor":
+        """The rows at `index`, as a tensor `[M, K]` whose scales are decoded already (float32).
+
+        Raises:
+          ValueError: blocks cross the rows, as K is no multiple of 64.
+        """
+        check_rows(self.shape, "taking rows")
+        return self._part(self.codes[index], self.absmax[index], index)
+
+    def slice_rows(self, start: int | Int[Array, ""], size: int) -> "NF4Tensor":
+        """`size` rows from `start` on, which may be traced; else as `take_rows`."""
+        check_rows(self.shape, "taking rows")
+        codes, absmax = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (self.codes, self.absmax))
+        return self._part(codes, absmax, start + jnp.arange(size))
+
+    def _part(self, codes, absmax, rows) -> "NF4Tensor":
+        if self.double:
+            block = rows[:, None] * absmax.shape[1] + jnp.arange(absmax.shape[1])
+            absmax = decode_scales(self, absmax.reshape(-1), block.reshape(-1)).reshape(absmax.shape)
+        shape = (codes.shape[0], self.shape[1])
+        return NF4Tensor.create(codes, absmax, shape=shape, dtype=self.dtype, codebook=self.codebook)
 
 
 class NF4Layer(NamedTuple):
@@ -112,8 +134,10 @@ class NF4Layer(NamedTuple):
         """A single matrix as the only one of its stack; a layer stays as it is."""
         if isinstance(weight, NF4Layer):
             return weight
-        if weight.stack:
-            raise ValueError(f"expected one matrix, got a stack {weight.stack} of {weight.shape}: index it, or scan it")
+        if weight.leading:
+            raise ValueError(
+                f"expected one matrix, got a stack {weight.leading} of {weight.shape}: index it, or scan it"
+            )
         return cls(jax.tree.map(lambda a: a[None], weight), jnp.int32(0))
 
     @property
@@ -134,19 +158,13 @@ def _arrays(tensor: NF4Tensor) -> tuple:
     return tuple(getattr(tensor, name) for name in ARRAY_FIELDS)
 
 
-def row_layout(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(R, E): the rows that the packed arrays keep, and the elements in each (see NF4Tensor)."""
-    n, k = shape
-    return (n, k) if k % BLOCK == 0 else (1, n * k)
-
-
-def packed_shapes(shape, dtype, *, double: bool, stack: tuple[int, ...] = (), codebook: str = "nf4") -> NF4Tensor:
-    """The NF4Tensor of `jax.ShapeDtypeStruct`s that quantizing a `[*stack, N, K]` weight gives."""
+def packed_shapes(shape, dtype, *, double: bool, leading: tuple[int, ...] = (), codebook: str = "nf4") -> NF4Tensor:
+    """The NF4Tensor of `jax.ShapeDtypeStruct`s that quantizing a `[*leading, N, K]` weight gives."""
     rows, elements = row_layout(tuple(shape))
     blocks = -(-elements // BLOCK)
 
     def array(tail, dtype):
-        return jax.ShapeDtypeStruct((*stack, *tail), np.dtype(dtype))
+        return jax.ShapeDtypeStruct((*leading, *tail), np.dtype(dtype))
 
     nested = (None, None, None)
     if double:

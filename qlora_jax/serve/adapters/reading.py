@@ -12,18 +12,20 @@ import numpy as np
 import xxhash
 from safetensors import SafetensorError, safe_open
 
+from qlora_jax.config import QuantSection
 from qlora_jax.io.bounded_json import FILE_BYTES
-from qlora_jax.io.build import Quantization
 from qlora_jax.io.identity import RECORD
 from qlora_jax.io.peft import WEIGHTS, Adapter, check_base, check_fits, read_adapter
 from qlora_jax.io.peft_config import CONFIG, read_settings
 from qlora_jax.io.record import read_record
 from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.lora import LoRA
+from qlora_jax.lora.adapter import Shape
 from qlora_jax.lora.targets import OUTPUT_LAYER
-from qlora_jax.models.adapters import module_names
 from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.table import Param
 from qlora_jax.serve.request import Refused
-from qlora_jax.serve.runner import Weights, powers, served_paths
+from qlora_jax.serve.runner import Weights, powers, served
 
 log = logging.getLogger("qlora_jax.serve")
 FILES = (CONFIG, WEIGHTS, RECORD)
@@ -54,7 +56,7 @@ class Limits:
     nbytes: int
     dtype: Any
     base_hash: str | None
-    quantization: Quantization | None
+    quantization: QuantSection | None
     base: TensorFolder | None = None
 
 
@@ -185,12 +187,12 @@ def _check_header(file: Path) -> None:
         raise ValueError(f"{file} is truncated or no safetensors file ({error}): copy it again") from error
 
 
-def _check_storage(record: Mapping[str, Any], quantization: Quantization | None) -> None:
+def _check_storage(record: Mapping[str, Any], quantization: QuantSection | None) -> None:
     """Refuses an adapter that was trained on the same base stored otherwise: it would answer otherwise."""
     if quantization is None or record.get("method") != "qlora":
         return
     for field in ("double", "lm_head", "embedding"):
-        served, recorded = getattr(quantization, field), record.get(field, getattr(Quantization(), field))
+        served, recorded = getattr(quantization, field), record.get(field, getattr(QuantSection(), field))
         if served != recorded:
             raise ValueError(
                 f"it was trained on a base with quant.{field}={recorded!r}, this one has {served!r}: "
@@ -210,27 +212,23 @@ def _check_targets(adapter: Adapter, limits: Limits) -> None:
 
 def _laid_out(adapter: Adapter, limits: Limits) -> dict[str, Weights]:
     """Every changed linear layer's A, B and scale, stacked over the decoder's layers."""
-    found = {}
-    for path, shape in served_paths(limits.config).items():
-        names = module_names(limits.config, path)
-        if any(name in adapter.weights for name in names):
-            found[path] = _stacked(adapter, names, shape, limits)
-    return found
+    return {
+        path: _stacked(adapter, param, limits)
+        for path, param in served(limits.config).items()
+        if any(tensor.module in adapter.weights for tensor in param.tensors())
+    }
 
 
-def _stacked(adapter: Adapter, names: list[str], shape: tuple[int, ...], limits: Limits) -> Weights:
-    n, k = shape
-    targets = adapter.targets
+def _stacked(adapter: Adapter, param: Param, limits: Limits) -> Weights:
+    names, targets = [tensor.module for tensor in param.tensors()], adapter.targets
     largest = max(targets[name].rank for name in names if name in targets)
     # Few ranks: each is a program of its own that puts an adapter into the stacks.
     rank = next(rank for rank in powers(min(8, limits.rank), limits.rank) if rank >= largest)
-    A, B = np.zeros((len(names), rank, k), limits.dtype), np.zeros((len(names), n, rank), limits.dtype)
-    scale = np.zeros(len(names), np.float32)
-    for layer, name in enumerate(names):
-        if name in targets:
-            a, b = adapter.weights[name]
-            with np.errstate(over="ignore"):  # found below
-                A[layer, : len(a)], B[layer, :, : len(a)], scale[layer] = a, b, targets[name].scale
+    with np.errstate(over="ignore"):  # found below
+        A, B = LoRA.stacked(
+            [adapter.weights.get(name) for name in names], Shape(param.shape[0], param.shape[1], rank), limits.dtype
+        )
+        scale = np.array([targets[name].scale if name in targets else 0 for name in names], np.float32)
     if not (np.isfinite(A).all() and np.isfinite(B).all() and np.isfinite(scale).all()):
         raise Refused(f"an adapter's weights for {names[0]!r} are not finite in {np.dtype(limits.dtype).name}")
     return Weights(_pinned(A), _pinned(B), scale)

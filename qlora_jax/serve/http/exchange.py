@@ -1,8 +1,7 @@
 """A request for text on its way through the engine: prompts in, pieces of text out."""
 
-import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from qlora_jax.data.tokenizer import Tokenizer
@@ -12,8 +11,11 @@ from qlora_jax.serve.http.errors import ApiError
 from qlora_jax.serve.http.fields import Generation
 from qlora_jax.serve.http.limits import SEEDS
 from qlora_jax.serve.http.prompts import Prompt
-from qlora_jax.serve.http.running import Run, Submits
+from qlora_jax.serve.http.running import Run
 from qlora_jax.serve.request import Event, Finished, PromptScored, Request, Token
+
+# Gives requests to the engine, whose events then come to the returned Run.
+Submit = Callable[[Sequence[Request]], Run]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,20 +37,21 @@ class Wanted:
 class Exchange:
     """Submits `n` requests for each prompt and follows them; choice i belongs to prompt i // n.
 
+    Args:
+      room: the tokens that a slot holds.
+
     Raises:
       Refused, ValueError: what the engine does not take.
     """
 
     def __init__(
         self,
-        engine: Submits,
+        submit: Submit,
         tokenizer: Tokenizer,
         fields: Generation,
         prompts: Sequence[Prompt],
         wanted: Wanted,
-        *,
         room: int,
-        loop: asyncio.AbstractEventLoop,
     ):
         self.fields, self.wanted, self.prompts = fields, wanted, prompts
         self._tokenizer, self._n = tokenizer, fields.n or 1
@@ -57,10 +60,9 @@ class Exchange:
             Choice(tokenizer, prompt.ids, fields.stops, echoed=len(prompt.text) if wanted.echo else 0)
             for prompt in self._of
         ]
-        self.run = Run(engine, [self._request(i, room) for i in range(len(self._of))], loop)
+        self.run = submit([self._request(i, room) for i in range(len(self._of))])
 
     def _request(self, index: int, room: int) -> Request:
-        """`room`: the tokens that a slot holds."""
         wanted, prompt = self.wanted, self._of[index].ids
         # A prompt that leaves no room is refused by the engine, which says so.
         most = max(1, room - len(prompt)) if wanted.max_new_tokens is None else wanted.max_new_tokens

@@ -19,7 +19,7 @@ from qlora_jax.serve.http.fields import ChatFields, CompletionFields, Generation
 from qlora_jax.serve.http.lengths import longest_token
 from qlora_jax.serve.http.metrics import Metrics
 from qlora_jax.serve.http.prompts import Prompt, chat_prompt, completion_prompts
-from qlora_jax.serve.http.running import Submits
+from qlora_jax.serve.http.running import Run, Submits
 from qlora_jax.serve.request import Refused, UnknownModel
 
 logger = logging.getLogger("qlora_jax.serve")
@@ -132,7 +132,8 @@ class Service:
         prompts = find_prompts()
         self._check_choices(len(prompts) * (fields.n or 1))
         try:
-            return Exchange(self.engine, self.tokenizer, fields, prompts, wanted, room=self.max_length, loop=loop)
+            submit = functools.partial(Run, self.engine, loop=loop)
+            return Exchange(submit, self.tokenizer, fields, prompts, wanted, self.max_length)
         except UnknownModel as error:
             raise unknown_model(fields.model, [name for name, _ in self.engine.models()], error.reason) from error
         except (Refused, ValueError) as error:

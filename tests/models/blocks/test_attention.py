@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qlora_jax.io.hf import random_model
-from qlora_jax.models import Decoder, parameter_specs
+from qlora_jax.models import Decoder, table
 from qlora_jax.models.blocks.attention import Context, document_starts, window_starts
 from qlora_jax.models.cache import empty_cache
 from tests.tiny_config import CONFIG
@@ -18,7 +18,7 @@ LONG = 200  # more queries than the reference takes
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(CONFIG, 0, dtype="float32", quantization=None).model
+    return random_model(CONFIG, 0, dtype="float32").model
 
 
 def tokens(*shape):
@@ -63,7 +63,7 @@ def test_a_long_prompt_through_the_cache_equals_the_whole_text(model):
 @pytest.mark.parametrize("length", [20, LONG])
 def test_the_soft_cap_of_a_configuration_is_applied(model, length):
     """A huge cap changes nothing; a tiny one makes all scores alike, so that attention is the mean of the values."""
-    values = {path: _value(model, path) for path in parameter_specs(CONFIG)}
+    values = {path: _value(model, path) for path in table(CONFIG)}
     text = tokens(1, length)
 
     def logits(**changes):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qlora_jax.quant.int8 import Int8Tensor, dequantize, quantize
+from qlora_jax.quant.int8 import Int8Tensor, quantize
 from qlora_jax.quant.int8.tensor import int8_shapes
 
 
@@ -12,23 +12,23 @@ def test_codes_and_scales_are_the_rows_own():
     packed = quantize(weight)
     assert packed.codes.tolist() == [[50, -127, 0, 2], [0, 0, 0, 0], [127, 0, 2, -127]]  # a tie goes to the even code
     np.testing.assert_allclose(packed.scale, [0.02, 0.0, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(dequantize(packed)[2], [127.0, 0.0, 2.0, -127.0])
+    np.testing.assert_allclose(packed.dequantize()[2], [127.0, 0.0, 2.0, -127.0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_error_is_at_most_half_a_step(dtype):
     weight = jax.random.normal(jax.random.key(0), (32, 96), dtype) * 0.02
     packed = quantize(weight)
-    assert dequantize(packed).dtype == dtype and packed.dtype == dtype
+    assert packed.dequantize().dtype == dtype and packed.dtype == dtype
     half_step = 0.5 * packed.scale[:, None] * 1.001
     rounding = 2.0**-8 * jnp.abs(weight.astype(jnp.float32)) if dtype != "float32" else 0
-    error = jnp.abs(dequantize(packed, jnp.float32) - weight.astype(jnp.float32))
+    error = jnp.abs(packed.dequantize(jnp.float32) - weight.astype(jnp.float32))
     assert bool((error <= half_step + rounding).all())
 
 
 def test_subnormal_rows_become_zero_without_nan():
     packed = quantize(jnp.full((1, 4), 1e-39, jnp.float32))
-    np.testing.assert_array_equal(dequantize(packed), np.zeros((1, 4)))
+    np.testing.assert_array_equal(packed.dequantize(), np.zeros((1, 4)))
 
 
 def test_shapes_are_those_of_quantizing():

@@ -27,7 +27,7 @@ def test_quantizing_needs_little_temporary_memory():
 def test_a_stack_equals_its_layers(shape):
     weights = normal((3, *shape))
     stack = jax.vmap(lambda w: quantize(w))(weights)
-    assert stack.stack == (3,) and stack.shape == shape
+    assert stack.leading == (3,) and stack.shape == shape
     assert dequantize(stack).shape == (3, *shape)
     for layer in range(3):
         np.testing.assert_array_equal(dequantize(stack[layer]), dequantize(quantize(weights[layer])))

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from qlora_jax.device.facts import memory_in_use
+from qlora_jax.training.observer import Observer
 
 
 class Progress:
@@ -63,6 +64,19 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+
+class Terminal(Observer):
+    """Shows everything on standard error, as the commands do."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.note(f"warning: {text}")
+
+    def steps(self, total: int, *, start_step: int = 0, log_every: int = 1) -> Progress:
+        return Progress(total, start_step=start_step, log_every=log_every)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,45 @@
+"""How checkpoints hold packed weights: the registry of their formats."""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from qlora_jax.io import bitsandbytes
+from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.quant.formats import Format
+from qlora_jax.quant.packed import Packed
+
+
+class Form(NamedTuple):
+    """How a matrix is packed, and in which dtype it is dequantized."""
+
+    format: Format
+    dtype: str
+
+
+class Reader(Protocol):
+    """Of one format: whether a folder holds a weight `name` in it, how, what it was, its values; and the way back."""
+
+    def holds(self, tensors: TensorFolder, name: str) -> bool: ...
+
+    def form(self, tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> tuple[Format, str]: ...
+
+    def origin(self, tensors: TensorFolder, name: str) -> tuple[str, tuple[int, ...]]: ...
+
+    def read(self, tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> Packed: ...
+
+    def write(self, name: str, tensor: Any) -> dict[str, np.ndarray]: ...
+
+
+READERS: tuple[Reader, ...] = (bitsandbytes,)
+
+
+def reader_of(tensors: TensorFolder, name: str) -> Reader | None:
+    """The format in which a folder holds the weight `name`; None where it is not packed."""
+    return next((reader for reader in READERS if reader.holds(tensors, name)), None)
+
+
+def form_of(tensors: TensorFolder, name: str, shape: tuple[int, ...]) -> Form | None:
+    """How a folder packs the weight `name`; None where it does not. Raises ValueError where it cannot be read."""
+    reader = reader_of(tensors, name)
+    return None if reader is None else Form(*reader.form(tensors, name, shape))

@@ -1,0 +1,111 @@
+"""What every stored weight offers, whatever its format, and the same operations on plain arrays.
+
+Nothing outside quant/ and kernels/ asks what kind a weight is: it asks these functions.
+"""
+
+import abc
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from qlora_jax.quant.host_table import HostTable
+
+# What axes before a matrix' own count, from the outside in: a stack is `[layer, …]`, one of experts
+# `[layer, expert, …]`; what a loop over layers sees has lost the first.
+LAYER, EXPERT = "layer", "expert"
+
+
+class ByLayer(abc.ABC):
+    """What a loop over layers reads where it lies: a scan's own slices of it would be copies."""
+
+    @abc.abstractmethod
+    def at_layer(self, index: Int[Array, ""]) -> Any:
+        """One layer by reference. `index` may be traced."""
+
+
+class Packed(abc.ABC):
+    """A weight `W[N, K]` in fewer bits, or a stack of them with leading axes `*L` (LAYER, EXPERT). A pytree.
+
+    Attributes:
+      shape: (N, K) of one matrix.
+      dtype: name of the dtype that the weight had and is dequantized to ("bfloat16", "float16", "float32").
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+
+    @property
+    @abc.abstractmethod
+    def leading(self) -> tuple[int, ...]:
+        """Sizes of the leading axes `*L`."""
+
+    @property
+    @abc.abstractmethod
+    def code_bytes(self) -> int:
+        """Bytes of the codes alone."""
+
+    @property
+    @abc.abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+
+    @abc.abstractmethod
+    def dequantize(self, dtype: Any = None) -> Float[Array, "*L N K"]:
+        """The weight, rounded once to its own dtype, then cast to `dtype` if given."""
+
+    @abc.abstractmethod
+    def take_rows(self, index: Int[Array, " M"]) -> "Packed":
+        """Of one matrix the rows at `index`: `[M, K]`. Raises ValueError where the format has no rows of their own."""
+
+    @abc.abstractmethod
+    def slice_rows(self, start: int | Int[Array, ""], size: int) -> "Packed":
+        """Of one matrix `size` rows from `start` on, which may be traced; raises as `take_rows`."""
+
+    def __getitem__(self, index: int) -> "Packed":
+        """One weight (or a sub-stack) of a stack."""
+        if not self.leading:
+            raise IndexError(f"this {type(self).__name__} holds a single matrix: dequantize it to index its elements")
+        return jax.tree.map(lambda a: a[index], self)
+
+
+# A plain array counts as a weight that is stored as it is; a HostTable has no rows on the device.
+Weight = Float[Array, "N K"] | Packed | HostTable
+
+
+def stays_whole(leaf: Any) -> bool:
+    """Whether a loop over layers reads a node of a pytree where it lies, by `at_layer`, instead of slicing it."""
+    return isinstance(leaf, ByLayer)
+
+
+def is_packed(leaf: Any) -> bool:
+    """Whether a weight, or a node of a pytree of weights, is stored in fewer bits."""
+    return isinstance(leaf, Packed)
+
+
+def take_rows(weight: Weight, index: Int[Array, "*B"]) -> Float[Array, "*B K"]:
+    """The rows at `index`, dequantized; no other row of the table is.
+
+    Raises:
+      ValueError: a table in NF4 whose rows are no multiple of 64 elements.
+      TypeError: a table in host memory.
+    """
+    if isinstance(weight, HostTable):
+        raise TypeError("the embedding stays in host memory: look up there, and pass the rows as `embedded`")
+    if not isinstance(weight, Packed):
+        return weight[index]
+    return weight.take_rows(index.reshape(-1)).dequantize().reshape(*index.shape, -1)
+
+
+def slice_rows(weight: Weight, start: int | Int[Array, ""], size: int) -> Float[Array, "M K"] | Packed:
+    """`size` rows from `start` on, which may be traced; stored as the whole is. Raises as `take_rows` does."""
+    if isinstance(weight, Packed):
+        return weight.slice_rows(start, size)
+    assert not isinstance(weight, HostTable)  # no output layer
+    return lax.dynamic_slice_in_dim(weight, start, size)
+
+
+def dequantized(weight: Any) -> Any:
+    """The weight as an array of its own dtype; an array as it is."""
+    return weight.dequantize() if isinstance(weight, Packed) else weight

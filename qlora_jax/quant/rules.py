@@ -1,0 +1,52 @@
+"""Which weight is stored how: rules from module paths to formats, and what becomes of what a folder has packed."""
+
+import dataclasses
+import fnmatch
+from typing import Literal
+
+from qlora_jax.config import QuantSection
+from qlora_jax.quant.formats import FORMATS, NF4, PLAIN, Format
+
+# The two tables that configurations name; every other matrix is a projection of a layer.
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How a model's matrices are stored. Norms and biases never are anything but plain.
+
+    Attributes:
+      formats: (pattern of module paths, as `fnmatch` has them, format): the first that matches holds; none is plain.
+      held: what becomes of the layers of a folder that packs any of them: "kept", those packed and those not;
+        "completed", the others are packed too; "unpacked", all become plain.
+    """
+
+    formats: tuple[tuple[str, Format], ...] = ()
+    held: Literal["kept", "completed", "unpacked"] = "kept"
+
+    def of(self, module: str) -> Format:
+        """The format of the matrix of a module, such as "layers.self_attn.q_proj"."""
+        return next((form for pattern, form in self.formats if fnmatch.fnmatchcase(module, pattern)), PLAIN)
+
+
+AS_HELD = Rules()
+UNPACKED = Rules(held="unpacked")
+
+
+def packed(section: QuantSection, held: Literal["kept", "completed"] = "kept") -> Rules:
+    """NF4 for the projections, and for the two tables what the section says."""
+    nf4 = NF4(section.double)
+    formats = FORMATS | {nf4.name: nf4}
+    return Rules(((EMBEDDING, formats[section.embedding]), (HEAD, formats[section.lm_head]), ("*", nf4)), held)
+
+
+def rules_for(quant: str, section: QuantSection | None = None) -> Rules:
+    """What `--quant` means.
+
+    Args:
+      quant: "nf4" packs every projection, "none" unpacks all, "auto" leaves all as the folder holds it.
+      section: how "nf4" packs; the section's defaults where None.
+    """
+    if quant == "nf4":
+        return packed(section or QuantSection(), held="completed")
+    return {"none": UNPACKED, "auto": AS_HELD}[quant]
