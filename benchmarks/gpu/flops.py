@@ -17,7 +17,7 @@ import math
 
 from qlora_jax.lora import Target
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.table import adaptable, modules_of
+from qlora_jax.models.table import adaptable
 
 DOWN = "layers.mlp.down_proj"
 CAUSAL = 0.5
@@ -52,7 +52,8 @@ def _adapters(config: ModelConfig, targets: dict[str, Target]) -> int:
     """Multiplications per token of all adapters: forward, recomputed and backward. Stacks are padded to one rank."""
     total = 0
     for path, (n, k) in projections(config).items():
-        ranks = [targets[name].rank for name in modules_of(config, path) if name in targets]
+        modules = [tensor.module for tensor in adaptable(config)[path].tensors()]
+        ranks = [targets[name].rank for name in modules if name in targets]
         if ranks:
             recomputed = k if path == DOWN else n + k
             total += config.num_layers * max(ranks) * (3 * (n + k) + recomputed)

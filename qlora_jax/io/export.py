@@ -14,6 +14,7 @@ import numpy as np
 
 from qlora_jax.config import QuantSection
 from qlora_jax.io import bitsandbytes
+from qlora_jax.io.adapter import Adapter, check_base, check_fits
 from qlora_jax.io.chat_template import Templates
 from qlora_jax.io.companions import write_companions
 from qlora_jax.io.folder import new_folder
@@ -21,12 +22,10 @@ from qlora_jax.io.hf import FLOATS, open_folder
 from qlora_jax.io.identity import BaseIdentity, record_source
 from qlora_jax.io.model_card import model_card
 from qlora_jax.io.packed import Reader, reader_of
-from qlora_jax.io.peft import Adapter, check_base, check_fits
 from qlora_jax.io.safetensors import DTYPES, TensorFolder
 from qlora_jax.io.shards import SHARD_BYTES, write_shards
 from qlora_jax.io.tied import EMBEDDING, HEAD
 from qlora_jax.lora import Target
-from qlora_jax.lora.kinds import KINDS
 from qlora_jax.lora.targets import OUTPUT_LAYER
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.storing import check_storage, format_of
@@ -244,8 +243,7 @@ def _with_adapter(base: Base, tensor: Tensor, value: np.ndarray) -> np.ndarray:
     target = base.targets.get(tensor.module) if tensor.param.matrix else None
     if base.adapter is None or target is None:
         return value
-    kind = KINDS[base.adapter.lora.variant].adapter
-    return kind.merge(value.astype(np.float32), base.adapter.weights[tensor.module], target.scale)
+    return base.adapter.kind.merge(value.astype(np.float32), base.adapter.weights[tensor.module], target.scale)
 
 
 def _packed_bytes(weight: Weight, packing: NF4, dtype: str) -> int:

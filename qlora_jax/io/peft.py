@@ -1,9 +1,7 @@
 """Adapters in PEFT's folder format: writing, reading, and putting one on a decoder."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,10 +11,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from qlora_jax.config import LoraSection
+from qlora_jax.io.adapter import Adapter, check_base, check_fits
 from qlora_jax.io.chat_template import FILES, Templates, read_chat_template, write_chat_template
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.foreign import adapter_elsewhere
-from qlora_jax.io.identity import RECORD, SAMPLE, BaseHash, sample_record
+from qlora_jax.io.identity import RECORD, sample_record
 from qlora_jax.io.model_card import adapter_card
 from qlora_jax.io.peft_config import CONFIG, from_peft, read_settings, targets_of, to_peft, variant_of
 from qlora_jax.io.peft_keys import keys_of, parts_of
@@ -28,7 +27,6 @@ from qlora_jax.lora.adapter import Shape
 from qlora_jax.lora.kinds import KINDS
 from qlora_jax.lora.targets import OUTPUT_LAYER
 from qlora_jax.models.adapters import linears
-from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
 from qlora_jax.models.table import Param, adaptable, linear_modules
 
@@ -36,33 +34,6 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 CARD = "README.md"
 OWN = (CONFIG, WEIGHTS, CARD, RECORD, *FILES)  # what an adapter folder of ours may hold
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """An adapter on its own.
-
-    Attributes:
-      lora: how it was made; `lora.targets` as its folder says it.
-      weights: each adapted module's arrays by path, such as A `[r, K]` and B `[N, r]`: float32, bfloat16 or float16,
-        finite.
-      base: the model that it was trained on, a Hub name or a path; None where the folder does not say.
-      base_hash: that model's content hash; None in folders that PEFT wrote.
-      extra: what else was recorded beside it, such as how the base was quantized.
-      chat_template: those in its folder, which it was trained with; None leaves the base's.
-    """
-
-    lora: LoraSection
-    weights: Mapping[str, Any]
-    base: str | None
-    base_hash: str | None
-    extra: Mapping[str, Any]
-    chat_template: Templates | None = None
-
-    @property
-    def targets(self) -> dict[str, Target]:
-        """Rank and scale of each adapted module."""
-        return resolve_targets(self.lora, list(self.weights))
 
 
 class TrainedOn(NamedTuple):
@@ -173,49 +144,6 @@ def attach_adapter(model: Decoder, adapter: Adapter, *, base_hash: str | None) -
     return targets
 
 
-def check_base(adapter: Adapter, base_hash: str | None) -> None:
-    """Refuses an adapter that records another base than the one with this content hash. Raises ValueError.
-
-    The same base in another 16- or 32-bit dtype is no other one, nor is the original of a base in 4 bits.
-    """
-    sample = adapter.extra.get(SAMPLE)
-    if isinstance(base_hash, BaseHash) and isinstance(sample, str) and base_hash.holds(sample):
-        return
-    if None not in (adapter.base_hash, base_hash) and adapter.base_hash != base_hash:
-        raise ValueError(
-            f"adapter for another base: it was trained on {adapter.base!r} with content hash "
-            f"{adapter.base_hash}, this base has {base_hash}: give the base it was trained on (or delete its "
-            f"{RECORD} to skip this check)"
-        )
-
-
-def check_fits(adapter: Adapter, config: ModelConfig) -> None:
-    """Refuses an adapter whose modules or shapes are not the model's. Raises ValueError.
-
-    Of a model whose embedding is its output layer, too, the output layer alone may be adapted, as in PEFT.
-    """
-    modules, kind = linear_modules(config), KINDS[adapter.lora.variant].adapter
-    params = adaptable(dataclasses.replace(config, tie_embeddings=False)).values()
-    shapes = {tensor.module: param.shape for param in params for tensor in param.tensors()}
-    for name, parts in adapter.weights.items():
-        if name not in modules and name != OUTPUT_LAYER:
-            why = " (it was trained on the model without its output layer)" if f"model.{name}" in modules else ""
-            raise ValueError(
-                f"the adapter has weights for {name!r}{why}, which this {config.family} model of "
-                f"{config.num_layers} layers lacks: give the adapter's own base"
-            )
-        misfit = kind.check_shapes(parts, *shapes[name])
-        if misfit:
-            array, got, want = misfit
-            raise ValueError(f"{array} of {name!r} is {got}, this model needs {want}: give the adapter's own base")
-    resolved = resolve_targets(adapter.lora, sorted({*modules, *adapter.weights}))
-    absent = sorted(resolved.keys() - adapter.weights.keys())
-    if absent:
-        raise ValueError(
-            f"the adapter's target_modules cover {absent[0]!r}, for which it has no weights: save the adapter again"
-        )
-
-
 def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str, Any]:
     """The arrays of each adapted module, without the zeros that pad unequal ranks."""
     found = {}
@@ -281,9 +209,7 @@ def _uncovered(folder: Path, name: str) -> ValueError:
 
 def _stacked(adapter: Adapter, param: Param) -> Any:
     """One layer's adapter, or those of a stack padded with zeros to the largest rank."""
-    kind, targets = KINDS[adapter.lora.variant].adapter, adapter.targets
-    parts = [adapter.weights.get(tensor.module) for tensor in param.tensors()]
-    scale = np.array([targets[t.module].scale if t.module in targets else 0 for t in param.tensors()], np.float32)
+    kind, (parts, scale) = adapter.kind, adapter.on(param)
     if not param.stacked:
         return kind.of(parts[0], scale[0], adapter.lora.dropout)
     used = [one for one in parts if one is not None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,13 @@ def read_record(file: Path) -> dict[str, Any]:
     for name, (kind, words) in TYPES.items():
         if name in record and not isinstance(record[name], kind):
             raise ValueError(f"{file}: {name}={reprlib.repr(record[name])}: expected {words}")
-    stored_as(record, file)
-    return record
-
-
-def stored_as(record: dict[str, Any], file: Path) -> QuantSection:
-    """How the record says that the base was stored; the default for what it does not say. Raises ValueError."""
     for name in TABLES:
         if record.get(name, "none") not in list(FORMATS):
             shown = reprlib.repr(record[name])
             raise ValueError(f"{file}: {name}={shown}: expected one of {', '.join(FORMATS)}")
+    return record
+
+
+def stored_as(record: Mapping[str, Any]) -> QuantSection:
+    """How a record that was read says that the base was stored; the default for what it does not say."""
     return QuantSection(**{name: record[name] for name in STORED if name in record})

@@ -4,6 +4,7 @@ Layers of one kind at the same place of a segment's unit are one stack of arrays
 segment, whose unit is one layer; one in which every fourth layer differs is a segment with a unit of four.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class Stack(NamedTuple):
 Segment = tuple[Stack, ...]
 
 
+@functools.lru_cache(maxsize=64)
 def segments(config: ModelConfig) -> tuple[Segment, ...]:
     """The segments of a decoder, in the order in which they run."""
     kinds, found, start = config.kinds, [], 0

@@ -203,11 +203,6 @@ def adaptable(config: ModelConfig) -> dict[str, Param]:
     return {p.module: p for p in table(config).values() if p.role in ("projection", "head")}
 
 
-def modules_of(config: ModelConfig, module: str) -> list[str]:
-    """The modules in a checkpoint whose weights are stacked in one of ours, in the stack's order."""
-    return [tensor.module for tensor in adaptable(config)[module].tensors()]
-
-
 def linear_modules(config: ModelConfig) -> list[str]:
     """Every linear layer that an adapter can go to, as a checkpoint names them; the decoder's first, layer by layer."""
     found = [tensor for param in adaptable(config).values() for tensor in param.tensors()]

@@ -10,6 +10,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from qlora_jax.device.facts import nbytes, tree_bytes
 from qlora_jax.quant.host_table import HostTable
 
 # What axes before a matrix' own count, from the outside in: a stack is `[layer, …]`, one of experts
@@ -29,27 +30,29 @@ class Packed(abc.ABC):
     """A weight `W[N, K]` in fewer bits, or a stack of them with leading axes `*L` (LAYER, EXPERT). A pytree.
 
     Attributes:
+      codes: `[*L, …]` with two axes for each matrix, a byte each.
       shape: (N, K) of one matrix.
       dtype: name of the dtype that the weight had and is dequantized to ("bfloat16", "float16", "float32").
     """
 
+    codes: Any
     shape: tuple[int, int]
     dtype: str
 
     @property
-    @abc.abstractmethod
     def leading(self) -> tuple[int, ...]:
         """Sizes of the leading axes `*L`."""
+        return tuple(self.codes.shape[:-2])
 
     @property
-    @abc.abstractmethod
     def code_bytes(self) -> int:
         """Bytes of the codes alone."""
+        return nbytes(self.codes)
 
     @property
-    @abc.abstractmethod
     def nbytes(self) -> int:
         """Bytes of all arrays."""
+        return tree_bytes(self)
 
     @abc.abstractmethod
     def dequantize(self, dtype: Any = None) -> Float[Array, "*L N K"]:

@@ -7,6 +7,7 @@ from typing import Literal
 from qlora_jax.config import QuantSection
 from qlora_jax.quant.formats import FORMATS, NF4, PLAIN, Format
 
+QUANT = ("auto", "none", "nf4")
 # The two tables that configurations name; every other matrix is a projection of a layer.
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 
@@ -46,7 +47,12 @@ def rules_for(quant: str, section: QuantSection | None = None) -> Rules:
     Args:
       quant: "nf4" packs every projection, "none" unpacks all, "auto" leaves all as the folder holds it.
       section: how "nf4" packs; the section's defaults where None.
+
+    Raises:
+      ValueError: another word.
     """
+    if quant not in QUANT:
+        raise ValueError(f"quant={quant!r}: expected one of {', '.join(QUANT)}")
     if quant == "nf4":
         return packed(section or QuantSection(), held="completed")
-    return {"none": UNPACKED, "auto": AS_HELD}[quant]
+    return UNPACKED if quant == "none" else AS_HELD

@@ -14,6 +14,7 @@ import jax
 
 from qlora_jax.config import Config, QuantSection, from_dict
 from qlora_jax.data import load_chat_template
+from qlora_jax.io.adapter import Adapter
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.chat_template import read_chat_template
 from qlora_jax.io.checkpoint import Checkpoints
@@ -21,14 +22,14 @@ from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import read_config, resolve_folder
 from qlora_jax.io.identity import SAMPLE
-from qlora_jax.io.peft import Adapter, TrainedOn, read_adapter, write_adapter
+from qlora_jax.io.peft import TrainedOn, read_adapter, write_adapter
 from qlora_jax.io.peft_config import CONFIG, read_settings
+from qlora_jax.io.record import stored_as
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.config import DTYPES
 from qlora_jax.quant.rules import packed
 from qlora_jax.run.choices import check_choice
-from qlora_jax.run.load import quantization_of
 from qlora_jax.training.run_folder import CHECKPOINTS, open_checkpoints, read_record
 from qlora_jax.training.setup import storage_record
 from qlora_jax.training.step import split_model
@@ -143,7 +144,7 @@ def export_adapter(
         raise ValueError(f"{folder} names no base model: give it with --model")
     base = resolve_folder(str(source))
     found = read_adapter(folder, TensorFolder(base))
-    how = Merged(format=format, merge_into=merge_into, dtype=dtype, packing=quantization_of(found))
+    how = Merged(format=format, merge_into=merge_into, dtype=dtype, packing=stored_as(found.extra))
     return _merge(base, found, Path(out), how)
 
 

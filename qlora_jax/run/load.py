@@ -1,24 +1,22 @@
 """A model folder, with or without an adapter, ready to write texts; and what of it serving needs, too."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_jax import kernels
-from qlora_jax.config import QuantSection
 from qlora_jax.data import limit_vocabulary, load_chat_template, load_tokenizer
 from qlora_jax.data.tokenizer import Tokenizer
+from qlora_jax.io.adapter import Adapter
 from qlora_jax.io.hf import load_model, read_config, resolve_folder
 from qlora_jax.io.json_object import read_object
-from qlora_jax.io.peft import Adapter, attach_adapter, read_adapter
+from qlora_jax.io.peft import attach_adapter, read_adapter
+from qlora_jax.io.record import stored_as
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.config import DTYPES
-from qlora_jax.quant.rules import rules_for
+from qlora_jax.quant.rules import QUANT, rules_for
 from qlora_jax.run.choices import check_choice
 from qlora_jax.run.text_model import TextModel
 from qlora_jax.training.step import split_model
-
-QUANT = ("auto", "none", "nf4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +68,7 @@ def opened(model: TextModel | ModelSource | str | Path) -> TextModel:
     adapter = read_adapter(Path(source.adapter), TensorFolder(folder)) if source.adapter else None
     tokenizer = open_tokenizer(folder, chosen=source.chat_template, adapter=adapter)
     limit_vocabulary(tokenizer, model_config.vocab_size)
-    packing = quantization_of(adapter)
-    loaded = load_model(folder, dtype=dtype, rules=rules_for(source.quant, packing))
+    loaded = load_model(folder, dtype=dtype, rules=rules_for(source.quant, stored_as(adapter.extra if adapter else {})))
     if adapter is not None:
         attach_adapter(loaded.model, adapter, base_hash=loaded.content_hash)
     return TextModel(
@@ -107,10 +104,3 @@ def stop_ids_of(folder: Path, tokenizer: Tokenizer) -> list[int]:
     if not all(type(i) is int for i in ids):
         raise ValueError(f"{file}: eos_token_id is {listed!r}, expected a token's id or a list of them")
     return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
-
-
-def quantization_of(adapter: Adapter | None) -> QuantSection:
-    """How the base was stored when the adapter was trained, as recorded beside it; the default for any other."""
-    recorded = adapter.extra if adapter else {}
-    names = {field.name for field in dataclasses.fields(QuantSection)}
-    return QuantSection(**{name: value for name, value in recorded.items() if name in names})

@@ -22,7 +22,8 @@ from qlora_jax.io.hf import read_config, resolve_folder
 from qlora_jax.io.identity import RECORD
 from qlora_jax.io.record import read_record, stored_as
 from qlora_jax.run.load import open_tokenizer, stop_ids_of
-from qlora_jax.serve import EngineOptions, open_engine
+from qlora_jax.serve import EngineOptions
+from qlora_jax.serve.loading import engine_of
 
 if TYPE_CHECKING:  # the extra `serve` need not be installed
     from qlora_jax.serve.http.guard import Access
@@ -71,7 +72,7 @@ def _stored(file: Path) -> QuantSection | None:
     """How an adapter's base was stored; None where its record does not say or is faulty, which the engine logs."""
     try:
         record = read_record(file)
-        return stored_as(record, file) if record.get("method") == "qlora" else None
+        return stored_as(record) if record.get("method") == "qlora" else None
     except (OSError, ValueError):
         return None
 
@@ -163,13 +164,8 @@ def open_service(
     limit_vocabulary(tokenizer, model_config.vocab_size)
     if options.quantization is None:
         options = dataclasses.replace(options, quantization=recorded_quantization(adapters))
-    engine = open_engine(
-        folder,
-        adapters,
-        base_name=base_name(str(model)),
-        stop_ids=stop_ids_of(folder, tokenizer),
-        **{field.name: getattr(options, field.name) for field in dataclasses.fields(options)},
-    )
+    stop_ids = stop_ids_of(folder, tokenizer)
+    engine = engine_of(folder, adapters, options, base_name=base_name(str(model)), stop_ids=stop_ids)
     if engine.max_length < options.max_length:
         logger.info(f"the model has {engine.max_length} positions, fewer than --max-length {options.max_length}")
     logger.info("compiling for every length of prompt")

@@ -37,7 +37,13 @@ def open_engine(
     Raises:
       FileNotFoundError, ValueError, NotImplementedError: with the name of what is missing, wrong or unsupported.
     """
-    chosen = EngineOptions(**options)
+    return engine_of(model, adapters, EngineOptions(**options), base_name=base_name, stop_ids=stop_ids)
+
+
+def engine_of(
+    model: Path, adapters: Path | None, chosen: EngineOptions, *, base_name: str, stop_ids: Sequence[int]
+) -> Engine:
+    """`open_engine` for options that are put together."""
     kernels.available(DTYPES[chosen.dtype])
     sizes = dataclasses.replace(chosen, max_length=min(chosen.max_length, read_config(model).max_position))
     loaded = load_model(model, dtype=DTYPES[chosen.dtype], rules=rules_for(chosen.quant, chosen.quantization))

@@ -6,8 +6,9 @@ import numpy as np
 import peft
 import torch
 
+from qlora_jax.io.adapter import Adapter
 from qlora_jax.io.hf import load_model
-from qlora_jax.io.peft import Adapter, attach_adapter
+from qlora_jax.io.peft import attach_adapter
 from qlora_jax.lora import resolve_targets
 from qlora_jax.lora.low_rank import Pair
 from qlora_jax.models.table import linear_modules

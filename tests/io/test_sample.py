@@ -9,10 +9,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from qlora_jax.config import LoraSection
+from qlora_jax.io.adapter import check_base
 from qlora_jax.io.export import export_bnb4, export_merged
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.identity import SAMPLE, BaseHash
-from qlora_jax.io.peft import TrainedOn, check_base, read_adapter, write_adapter
+from qlora_jax.io.peft import TrainedOn, read_adapter, write_adapter
 from qlora_jax.io.sample import POINTS, same_values
 from qlora_jax.quant.rules import rules_for
 from tests.io.adapters import with_random_adapter

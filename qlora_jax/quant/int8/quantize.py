@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array
 
 from qlora_jax.quant.int8.tensor import Int8Tensor
+from qlora_jax.quant.source import check_source
 
 LARGEST = np.float32(127)  # -128 stays unused, so that a row and its negative have the same codes but for the sign
-SOURCE_DTYPES = ("bfloat16", "float16", "float32")
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -24,10 +24,7 @@ def quantize(weight: Array, *, dtype: str | None = None) -> Int8Tensor:
     Raises:
       ValueError: not a matrix, an empty one, or another dtype.
     """
-    if weight.ndim != 2 or weight.size == 0:
-        raise ValueError(f"quantize takes one non-empty matrix [N, K], got shape {weight.shape}")
-    if str(weight.dtype) not in SOURCE_DTYPES:
-        raise ValueError(f"quantize takes {', '.join(SOURCE_DTYPES)}, got {weight.dtype}")
+    check_source(weight)
     wide = weight.astype(jnp.float32)
     scale = jnp.abs(wide).max(-1) / LARGEST
     # A scale that is subnormal counts as 0 in XLA's arithmetic.

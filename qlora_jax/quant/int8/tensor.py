@@ -1,7 +1,6 @@
 """Int8Tensor: a weight matrix in 8 bits, or a stack of them, with a scale for each row."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -47,21 +46,6 @@ class Int8Tensor(Packed):
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         """(N, K)."""
         return self.codes.shape[-2:]
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """Leading axes `*L`."""
-        return tuple(self.codes.shape[:-2])
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of the codes alone."""
-        return math.prod(self.codes.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both arrays."""
-        return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in (self.codes, self.scale))
 
     def dequantize(self, dtype: Any = None) -> Float[Array, "*L N K"]:
         """The weight: multiplied in float32, rounded once to its own dtype, then cast to `dtype` if given."""

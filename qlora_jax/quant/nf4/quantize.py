@@ -11,8 +11,8 @@ from qlora_jax.quant.nf4.codebook import CODEBOOKS, dynamic_map, thresholds
 from qlora_jax.quant.nf4.dequantize import rounded
 from qlora_jax.quant.nf4.layout import BLOCK, NESTED_BLOCK, row_layout
 from qlora_jax.quant.nf4.tensor import NF4Tensor
+from qlora_jax.quant.source import check_source
 
-SOURCE_DTYPES = ("bfloat16", "float16", "float32")
 ZERO_CODE = 7
 # What bitsandbytes stores as the scale of a partial block of zeros.
 ZERO_BLOCK_SCALE = np.float32(1e-38)
@@ -32,10 +32,7 @@ def quantize(weight: Array, *, double: bool = True, dtype: str | None = None, co
     Raises:
       ValueError: not a matrix, an empty one, or another dtype.
     """
-    if weight.ndim != 2 or weight.size == 0:
-        raise ValueError(f"quantize takes one non-empty matrix [N, K], got shape {weight.shape}: vmap it over a stack")
-    if str(weight.dtype) not in SOURCE_DTYPES:
-        raise ValueError(f"quantize takes {', '.join(SOURCE_DTYPES)}, got {weight.dtype}")
+    check_source(weight)
     blocks = _in_blocks(weight)
     absmax = jnp.abs(blocks).max(-1)
     scaled = _scaled(blocks, absmax)

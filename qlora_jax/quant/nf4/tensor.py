@@ -1,7 +1,6 @@
 """NF4Tensor: the packed form of one weight matrix, or of a stack of equal ones. NF4Layer: one of a stack."""
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -71,21 +70,6 @@ class NF4Tensor(Packed, ByLayer):
     def double(self) -> bool:
         """Whether the scales are quantized a second time."""
         return self.nested_absmax is not None
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """Leading axes `*L`."""
-        return tuple(self.codes.shape[:-2])
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of the codes alone."""
-        return math.prod(self.codes.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays together."""
-        return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in _arrays(self) if a is not None)
 
     def dequantize(self, dtype: Any = None) -> Float[Array, "*L N K"]:
         """The weight, rounded once to its own dtype, then cast to `dtype` if given."""

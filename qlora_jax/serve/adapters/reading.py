@@ -13,9 +13,10 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from qlora_jax.config import QuantSection
+from qlora_jax.io.adapter import Adapter, check_base, check_fits
 from qlora_jax.io.bounded_json import FILE_BYTES
 from qlora_jax.io.identity import RECORD
-from qlora_jax.io.peft import WEIGHTS, Adapter, check_base, check_fits, read_adapter
+from qlora_jax.io.peft import WEIGHTS, read_adapter
 from qlora_jax.io.peft_config import CONFIG, read_settings
 from qlora_jax.io.record import read_record
 from qlora_jax.io.safetensors import TensorFolder
@@ -220,17 +221,15 @@ def _laid_out(adapter: Adapter, limits: Limits) -> dict[str, Weights]:
 
 
 def _stacked(adapter: Adapter, param: Param, limits: Limits) -> Weights:
-    names, targets = [tensor.module for tensor in param.tensors()], adapter.targets
-    largest = max(targets[name].rank for name in names if name in targets)
-    # Few ranks: each is a program of its own that puts an adapter into the stacks.
-    rank = next(rank for rank in powers(min(8, limits.rank), limits.rank) if rank >= largest)
     with np.errstate(over="ignore"):  # found below
-        A, B = LoRA.stacked(
-            [adapter.weights.get(name) for name in names], Shape(param.shape[0], param.shape[1], rank), limits.dtype
-        )
-        scale = np.array([targets[name].scale if name in targets else 0 for name in names], np.float32)
+        parts, scale = adapter.on(param)
+        largest = max(len(part.A) for part in parts if part is not None)
+        # Few ranks: each is a program of its own that puts an adapter into the stacks.
+        rank = next(rank for rank in powers(min(8, limits.rank), limits.rank) if rank >= largest)
+        A, B = LoRA.stacked(parts, Shape(param.shape[0], param.shape[1], rank), limits.dtype)
     if not (np.isfinite(A).all() and np.isfinite(B).all() and np.isfinite(scale).all()):
-        raise Refused(f"an adapter's weights for {names[0]!r} are not finite in {np.dtype(limits.dtype).name}")
+        first = next(tensor.module for tensor in param.tensors())
+        raise Refused(f"an adapter's weights for {first!r} are not finite in {np.dtype(limits.dtype).name}")
     return Weights(_pinned(A), _pinned(B), scale)
 
 

@@ -1,0 +1,103 @@
+"""An adapter on its own, as its folder holds it, and whether it goes onto a base."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qlora_jax.config import LoraSection
+from qlora_jax.io.chat_template import Templates
+from qlora_jax.io.identity import RECORD, SAMPLE, BaseHash
+from qlora_jax.lora import Target, resolve_targets
+from qlora_jax.lora import adapter as lora_adapter
+from qlora_jax.lora.kinds import KINDS
+from qlora_jax.lora.targets import OUTPUT_LAYER
+from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.table import Param, adaptable, linear_modules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter on its own.
+
+    Attributes:
+      lora: how it was made; `lora.targets` as its folder says it.
+      weights: each adapted module's arrays by path, such as A `[r, K]` and B `[N, r]`: float32, bfloat16 or float16,
+        finite.
+      base: the model that it was trained on, a Hub name or a path; None where the folder does not say.
+      base_hash: that model's content hash; None in folders that PEFT wrote.
+      extra: what else was recorded beside it, such as how the base was quantized.
+      chat_template: those in its folder, which it was trained with; None leaves the base's.
+    """
+
+    lora: LoraSection
+    weights: Mapping[str, Any]
+    base: str | None
+    base_hash: str | None
+    extra: Mapping[str, Any]
+    chat_template: Templates | None = None
+
+    @functools.cached_property
+    def targets(self) -> dict[str, Target]:
+        """Rank and scale of each adapted module."""
+        return resolve_targets(self.lora, list(self.weights))
+
+    @property
+    def kind(self) -> type[lora_adapter.Adapter]:
+        """The class that computes it."""
+        return KINDS[self.lora.variant].adapter
+
+    def on(self, param: Param) -> tuple[list[Any], np.ndarray]:
+        """Of each module that a parameter stacks the arrays, None where it is not adapted, and the scale.
+
+        The scales are float32 `[L]`, 0 where there is no adapter.
+        """
+        modules = [tensor.module for tensor in param.tensors()]
+        scale = [self.targets[name].scale if name in self.targets else 0 for name in modules]
+        return [self.weights.get(name) for name in modules], np.array(scale, np.float32)
+
+
+def check_base(adapter: Adapter, base_hash: str | None) -> None:
+    """Refuses an adapter that records another base than the one with this content hash. Raises ValueError.
+
+    The same base in another 16- or 32-bit dtype is no other one, nor is the original of a base in 4 bits.
+    """
+    sample = adapter.extra.get(SAMPLE)
+    if isinstance(base_hash, BaseHash) and isinstance(sample, str) and base_hash.holds(sample):
+        return
+    if None not in (adapter.base_hash, base_hash) and adapter.base_hash != base_hash:
+        raise ValueError(
+            f"adapter for another base: it was trained on {adapter.base!r} with content hash "
+            f"{adapter.base_hash}, this base has {base_hash}: give the base it was trained on (or delete its "
+            f"{RECORD} to skip this check)"
+        )
+
+
+def check_fits(adapter: Adapter, config: ModelConfig) -> None:
+    """Refuses an adapter whose modules or shapes are not the model's. Raises ValueError.
+
+    Of a model whose embedding is its output layer, too, the output layer alone may be adapted, as in PEFT.
+    """
+    modules, kind = linear_modules(config), adapter.kind
+    params = adaptable(dataclasses.replace(config, tie_embeddings=False)).values()
+    shapes = {tensor.module: param.shape for param in params for tensor in param.tensors()}
+    for name, parts in adapter.weights.items():
+        if name not in modules and name != OUTPUT_LAYER:
+            why = " (it was trained on the model without its output layer)" if f"model.{name}" in modules else ""
+            raise ValueError(
+                f"the adapter has weights for {name!r}{why}, which this {config.family} model of "
+                f"{config.num_layers} layers lacks: give the adapter's own base"
+            )
+        misfit = kind.check_shapes(parts, *shapes[name])
+        if misfit:
+            array, got, want = misfit
+            raise ValueError(f"{array} of {name!r} is {got}, this model needs {want}: give the adapter's own base")
+    resolved = resolve_targets(adapter.lora, sorted({*modules, *adapter.weights}))
+    absent = sorted(resolved.keys() - adapter.weights.keys())
+    if absent:
+        raise ValueError(
+            f"the adapter's target_modules cover {absent[0]!r}, for which it has no weights: save the adapter again"
+        )
