@@ -80,7 +80,7 @@ test-newest:
 
 .PHONY: test-kernels-newest
 test-kernels-newest: .venv-newest/stamp
-	.venv-newest/bin/python -m pytest tests/kernels --jaxtyping-packages=$(TYPED),beartype.beartype
+	.venv-newest/bin/python -m pytest -n 2 tests/kernels --jaxtyping-packages=$(TYPED),beartype.beartype
 
 lint: .venv/stamp
 	.venv/bin/ruff check .
@@ -100,7 +100,7 @@ clean:
 .venv-aot/stamp: PACKAGES = --constraint constraints/aot.txt -e '.[aot]' pytest pytest-xdist
 .venv-cuda12/stamp: PACKAGES = --constraint constraints/aot.txt -e . 'jax[cuda12-local]' nvidia-cuda-nvcc-cu12 pytest
 .venv-aot/stamp .venv-cuda12/stamp: constraints/aot.txt
-.venv-newest/stamp: PACKAGES = -e . pytest beartype
+.venv-newest/stamp: PACKAGES = -e . pytest pytest-xdist beartype
 
 .venv/stamp .venv-notorch/stamp .venv-aot/stamp .venv-cuda12/stamp .venv-newest/stamp: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \

@@ -1,5 +1,6 @@
 """Small real checkpoints, made by transformers with random weights."""
 
+import itertools
 import signal
 from pathlib import Path
 
@@ -7,6 +8,19 @@ import pytest
 
 # The tests may run under nohup, which lets no process hear of it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Linux gives a process 65,530 ranges of memory. Every compiled program takes several, and JAX keeps all of them.
+MOST_RANGES, MAPS = 30_000, Path("/proc/self/maps")
+_tests = itertools.count()
+
+
+def pytest_runtest_teardown():
+    """Forgets compiled programs before they are so many that the process would be aborted."""
+    if next(_tests) % 10 == 0 and MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_RANGES:
+        import jax
+
+        jax.clear_caches()
+
 
 SIZES = dict(
     vocab_size=160,

@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data_forms, quality_pages, quantization_error
+from benchmarks import data_forms, family_pages, quality_pages, quantization_error
 from benchmarks.pages import read_part
+from qlora_jax.config import load_config
+from qlora_jax.io.model_config import read_config
+from qlora_jax.lora import resolve_targets
+from qlora_jax.models import linear_modules
+from qlora_jax.models.adapters import adapter_count
+from qlora_jax.models.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -118,6 +124,16 @@ def test_the_pages_show_the_stored_comparison():
     assert "within the bar" in quality_pages.verdict(results["default"])
 
 
+def test_the_pages_of_models_show_the_tables():
+    for page, parts in family_pages.sections().items():
+        for name, text in parts.items():
+            assert read_part(page, name) == text, f"{page.name}: {name} (python benchmarks/family_pages.py writes it)"
+    table = (ROOT / "qlora_jax/models/families" / f"{family_pages.EXAMPLE}.py").read_text()
+    assert len(table.splitlines()) < 60 and set(re.findall(r'"(\w+)": olmo\b', (family_pages.ADDING).read_text())) == {
+        name for name, own in FAMILIES.items() if own is FAMILIES["olmo2"]
+    }
+
+
 def test_the_page_shows_the_stored_error_of_quantization():
     rows = json.loads(quantization_error.RESULT.read_text())["rows"]
     page = quantization_error.PAGE.read_text()
@@ -157,6 +173,27 @@ def test_the_named_gpu_holds_the_compiled_memory(name):
     [peak] = [row["peak"] for row in rows if row["config"] == name]
     assert memory == f"{peak / 1e9:.2f}"
     assert float(memory) + 0.7 <= float(gpu)
+
+
+TARGETS = [
+    row
+    for row in json.loads((ROOT / "benchmarks/results/memory-targets.json").read_text())["rows"]
+    if row["tokens"] == "2,048" and len(row["fields"]) == 1
+]
+
+
+@pytest.mark.parametrize("row", TARGETS, ids=lambda row: row["name"])
+def test_the_named_gpu_holds_the_peak_of_a_rented_model(row):
+    """As the configs above, of the rows in docs/memory.md."""
+    text = (ROOT / row["fields"][0]).read_text()
+    [gpu] = re.findall(r"^GPU: +one of (\d+) GB or more", text, re.MULTILINE)
+    [memory] = re.findall(r"^Memory: +([\d.]+) GB, the compiled peak", text, re.MULTILINE)
+    assert memory == f"{row['peak'] / 1e9:.2f}"
+    assert float(memory) + 0.7 <= float(gpu)
+    config = load_config(ROOT / row["fields"][0])
+    model = read_config(Path(config.model.geometry))
+    trained = adapter_count(model, resolve_targets(config.lora, linear_modules(model)))
+    assert f" {trained:,} trainable parameters." in text
 
 
 def test_the_rows_that_docs_data_shows_are_encoded_as_it_shows_them():

@@ -1,5 +1,6 @@
 """What comes next can come in by its own door: a family with other norms, a format for projections, an adapter kind."""
 
+import dataclasses
 import types
 from typing import Any, NamedTuple
 
@@ -17,9 +18,11 @@ from qlora_jax.lora.kinds import KINDS, Kind
 from qlora_jax.lora.low_rank import LoRA, Pair, low_rank_delta
 from qlora_jax.models import ModelConfig
 from qlora_jax.models.adapters import add_adapters, linears, projections
-from qlora_jax.models.config import LayerNorms
+from qlora_jax.models.blocks import FEED_FORWARDS
+from qlora_jax.models.blocks.block import Block, LinearPart
 from qlora_jax.models.families import FAMILIES
-from qlora_jax.models.families.common import shared_fields
+from qlora_jax.models.families.common import attention, model_fields, rope
+from qlora_jax.models.specs import LayerKind, LayerSpec
 from qlora_jax.quant.formats import FORMATS
 from qlora_jax.quant.packed import dequantized
 from qlora_jax.quant.rules import Rules
@@ -28,15 +31,38 @@ from tests.tiny_config import CONFIG
 TOKENS = jnp.asarray([[3, 14, 15, 92, 65, 35]])
 
 
-def exaone4(hf) -> ModelConfig:
-    """Norms after attention and MLP only, and on queries and keys: what a family's table file would say."""
-    norms = LayerNorms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
-    return ModelConfig(**shared_fields("exaone4", hf), windows=(0,) * hf.num_hidden_layers, qk_norm=True, norms=norms)
+def arcee(hf) -> ModelConfig:
+    """What a family's table file would say of a decoder with MLPs of another kind."""
+    layer = LayerSpec(LayerKind(attention(hf), Squared(inner=hf.intermediate_size)), rope=rope(hf))
+    return ModelConfig(**model_fields(hf), layers=(layer,) * hf.num_hidden_layers)
 
 
-def test_a_family_with_norms_after_its_blocks_is_one_table_file(monkeypatch, tmp_path):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Squared:
+    """What a table file says of the block."""
+
+    inner: int
+    name: str = "mlp"
+
+
+class SquaredMLP(Block):
+    """down(relu(up(x))²)."""
+
+    @classmethod
+    def parts(cls, spec, config):
+        D, F = config.hidden_size, spec.inner
+        return {
+            "up_proj": LinearPart(F, D, ("mlp", "embed")),
+            "down_proj": LinearPart(D, F, ("embed", "mlp")),
+        }
+
+    def __call__(self, x, key=None):
+        return self.down_proj(jnp.square(nnx.relu(self.up_proj(x))))
+
+
+def test_a_family_with_a_block_of_its_own_is_a_table_and_a_block(monkeypatch, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    settings = transformers.Exaone4Config(
+    settings = transformers.ArceeConfig(
         vocab_size=97,
         hidden_size=64,
         intermediate_size=128,
@@ -44,18 +70,17 @@ def test_a_family_with_norms_after_its_blocks_is_one_table_file(monkeypatch, tmp
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        sliding_window=None,
-        layer_types=["full_attention"] * 2,
         attn_implementation="eager",
     )
     torch.manual_seed(0)
-    theirs = transformers.Exaone4ForCausalLM(settings).eval()
+    theirs = transformers.ArceeForCausalLM(settings).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         expected = theirs(torch.from_numpy(np.array(TOKENS))).logits.numpy()
     theirs.save_pretrained(tmp_path)
-    monkeypatch.setitem(FAMILIES, "exaone4", types.SimpleNamespace(from_hf=exaone4))
+    monkeypatch.setitem(FAMILIES, "arcee", types.SimpleNamespace(from_hf=arcee))
+    monkeypatch.setitem(FEED_FORWARDS, Squared, SquaredMLP)
     ours = load_model(tmp_path, dtype="float32").model
     np.testing.assert_allclose(ours(TOKENS), expected, rtol=2e-4, atol=2e-5)
 
@@ -114,8 +139,8 @@ class Stretching(LoRA):
         return Stretched(*super().stacked(pairs, shape, dtype), stretch)
 
     @classmethod
-    def merge(cls, weight, parts, scale):
-        return (weight + low_rank_delta(parts.A, parts.B, scale)) * parts.stretch[:, None]
+    def merge(cls, weight, parts, scale, rows=slice(None), expert=0):
+        return (weight + low_rank_delta(parts.A, parts.B[rows], scale)) * parts.stretch[rows, None]
 
     def parts(self, layer, rank):
         stretch = np.asarray(self.stretch.get_value())
@@ -127,6 +152,8 @@ class Stretching(LoRA):
 
 def test_an_adapter_kind_is_one_class(monkeypatch, tmp_path):
     monkeypatch.setitem(KINDS, "lora", Kind(Stretching, None))
+    with pytest.raises(NotImplementedError, match="Stretching adapts linear layers alone: leave the experts out"):
+        KINDS["lora"].of(experts=8)
     lora = LoraSection(rank=2, targets=("q_proj", "down_proj"))
     model = random_model(CONFIG, 0, dtype="float32").model
     before = model(TOKENS)

@@ -8,6 +8,8 @@ import torch
 import transformers
 
 from qlora_jax.config import load_config
+from qlora_jax.io.model_config import parse_config
+from qlora_jax.models import count_parameters
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -23,6 +25,14 @@ PARAMETERS = {
     "mistral-7b-v0.1": 7_241_732_096,
     "qwen2.5-7b": 7_615_616_512,
     "qwen3-8b": 8_190_735_360,
+    "phi-4": 14_659_507_200,
+    "gemma-4-12b": 11_907_350_272,
+    "gemma-4-26b-a4b": 25_233_141_760,
+    "gpt-oss-20b": 20_914_757_184,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3.5-9b": 8_953_803_264,
+    "qwen3.5-27b": 26_895_998_464,
+    "qwen3.5-35b-a3b": 34_660_610_688,
 }
 
 
@@ -34,6 +44,9 @@ def test_transformers_builds_the_published_size(name):
         model = transformers.AutoModelForCausalLM.from_config(config)
     assert [type(model).__name__] == settings["architectures"]
     assert sum(weight.numel() for weight in model.parameters()) == PARAMETERS[name]
+    # A layer's scalar is a buffer there.
+    scalars = sum(buffer.numel() for path, buffer in model.named_buffers() if path.endswith("layer_scalar"))
+    assert count_parameters(parse_config(settings)) == PARAMETERS[name] + scalars
 
 
 def test_every_geometry_is_checked():

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the folder and says where."""
     environment.prepare()
     options = parser().parse_args(argv)
-    from qlora_jax.io.export import export_bnb4
+    from qlora_jax.io.export_bnb4 import export_bnb4
     from qlora_jax.io.hf import resolve_folder
 
     export_bnb4(resolve_folder(options.model), Path(options.out), double=not options.no_double)

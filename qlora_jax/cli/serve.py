@@ -12,6 +12,7 @@ SIZES = {
     "slots": "texts that are written at once",
     "max_loras": "adapters on the GPU at once",
     "max_rank": "the largest rank that an adapter may have",
+    "max_expert_rank": "the same on the experts of a mixture; 0 takes no adapters of experts, and no memory for them",
     "max_length": "tokens of the longest text, prompt and answer together",
     "queue": "requests that may wait; more are refused with status 429",
     "host_adapters": "adapters in host memory at once",

@@ -40,7 +40,9 @@ FORMATS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def round_model(model: Decoder, name: str) -> None:
     """Rounds a float32 decoder's projections to a format and back, in place."""
     for _, linear in projections(model):
-        linear.weight.set_value(jax.vmap(FORMATS[name])(linear.weight.get_value()))
+        weight = linear.weight.get_value()
+        each = jax.vmap(FORMATS[name])(weight.reshape(-1, *weight.shape[-2:]))
+        linear.weight.set_value(each.reshape(weight.shape))
 
 
 def write_rounded(source: Path, out: Path, name: str) -> None:

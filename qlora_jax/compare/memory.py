@@ -16,22 +16,21 @@ from qlora_jax.memory.compile import CompilerMissing, compile_for
 from qlora_jax.memory.plan import Planner
 from qlora_jax.memory.train_step import abstract_batch, abstract_state, dropout_key
 from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.specs import AttentionSpec, LayerKind, LayerSpec, MLPSpec, NormSpec, Rope
 from qlora_jax.models.table import count_parameters
 
 # configs/geometry/llama-2-7b.json, to which a test holds it: an installed package has no configs/.
+LAYER = LayerSpec(
+    LayerKind(AttentionSpec(heads=32, kv_heads=32, head_dim=128), MLPSpec(inner=11008)),
+    rope=Rope(theta=10000.0, dims=128),
+)
 LLAMA_2_7B = ModelConfig(
     family="llama",
     vocab_size=32000,
     hidden_size=4096,
-    intermediate_size=11008,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
+    layers=(LAYER,) * 32,
+    norm=NormSpec(eps=1e-5),
     max_position=4096,
-    windows=(0,) * 32,
 )
 # As configs/7b.py, rank 8 on the query and value projections and one row of 512 tokens, but with the embedding on the
 # device: the rows show what a whole model takes there.

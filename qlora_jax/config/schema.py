@@ -51,6 +51,9 @@ class QuantSection(Section):
     embedding: Literal["none", "nf4", "int8"] = option(
         "none", "format of the token embedding, and of an output layer tied to it"
     )
+    experts: Literal["held", "nf4"] = option(
+        "held", "format of experts: held is the checkpoint's own 4-bit format (MXFP4) where it has one, else NF4"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,8 @@ class LoraSection(Section):
     alpha: float = option(16.0, "the update is scaled by alpha/rank (rslora: alpha/sqrt(rank))", NOT_ZERO)
     dropout: float = option(0.0, "dropout probability on the adapters' input", BELOW_ONE)
     targets: str | tuple[str, ...] = option(
-        "all-linear", "modules to adapt: all-linear, a,comma,list or a regular expression"
+        "all-linear",
+        "modules to adapt: all-linear, a,comma,list (experts.down_proj are experts) or a regular expression",
     )
     variant: Literal["lora", "rslora"] = option("lora", "how the update is scaled")
     rank_pattern: Mapping[str, int] = option({}, 'rank of matching modules, {"pattern": rank}', AT_LEAST_ONE)

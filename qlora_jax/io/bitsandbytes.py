@@ -12,6 +12,7 @@ from qlora_jax.quant.nf4 import CODEBOOKS, NF4Tensor
 from qlora_jax.quant.nf4.layout import BLOCK, NESTED_BLOCK
 from qlora_jax.quant.nf4.tensor import packed_shapes
 
+sampled, experts_only = True, False
 STATE = "quant_state.bitsandbytes__"
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -37,8 +38,13 @@ def origin(tensors: TensorFolder, name: str) -> tuple[str, tuple[int, ...]]:
     return dtype, tuple(shape)
 
 
-def quantization_config(*, double: bool, dtype: str) -> dict[str, Any]:
-    """What config.json says of weights that `write` packed; `dtype` is that of the arithmetic."""
+def quantization_config(*, double: bool, dtype: str, kept: list[str] | None = None) -> dict[str, Any]:
+    """What config.json says of weights that `write` packed.
+
+    Args:
+      dtype: of the arithmetic.
+      kept: the linear layers that are not packed, as transformers matches them; None where only lm_head is not.
+    """
     return {
         "_load_in_4bit": True,
         "_load_in_8bit": False,
@@ -48,7 +54,7 @@ def quantization_config(*, double: bool, dtype: str) -> dict[str, Any]:
         "bnb_4bit_use_double_quant": double,
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": None,
+        "llm_int8_skip_modules": kept,
         "llm_int8_threshold": 6.0,
         "load_in_4bit": True,
         "load_in_8bit": False,

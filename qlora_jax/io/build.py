@@ -16,8 +16,9 @@ from qlora_jax.lora.init import key_for
 from qlora_jax.models.blocks.linear import Frozen
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.params import Param, Tensor
 from qlora_jax.models.storing import check_storage, format_of
-from qlora_jax.models.table import Param, Tensor, table
+from qlora_jax.models.table import table
 from qlora_jax.quant.formats import PLAIN, Format
 from qlora_jax.quant.host_table import HostTable
 from qlora_jax.quant.mixed import MixedStack, places_of
@@ -57,9 +58,9 @@ def build_model(
         if host_embedding and param.module == EMBEDDING:
             values[path] = HostTable(np.array(read(*param.tensors())).astype(dtype, copy=False))
         elif param.stacked:
-            values[path] = _stack(param, read, stack_forms(param, dtype, rules, forms), dtype)
+            values[path] = _stack(param, read, stack_forms(param, dtype, rules, forms), param.dtype or dtype)
         else:
-            values[path] = _single(param, read(*param.tensors()), format_of(param, rules), dtype)
+            values[path] = _single(param, read(*param.tensors()), format_of(param, rules), param.dtype or dtype)
     return Decoder(config, values, kind)
 
 
@@ -77,7 +78,7 @@ def abstract_model(
     values: dict[str, Any] = {}
     for path, param in table(config).items():
         if param.stacked:
-            values[path] = _stack_shapes(param, stack_forms(param, dtype, rules, forms), dtype)
+            values[path] = _stack_shapes(param, stack_forms(param, dtype, rules, forms), param.dtype or dtype)
         else:
             values[path] = format_of(param, rules).shapes(jax.ShapeDtypeStruct(param.shape, jnp.dtype(dtype)))
     if host_embedding:
@@ -87,13 +88,14 @@ def abstract_model(
 
 
 def random_read(config: ModelConfig, seed: int) -> Read:
-    """Random weights instead of a checkpoint's: N(0, initializer_range²), norms one and biases zero, for benchmarks."""
+    """Random weights instead of a checkpoint's: N(0, initializer_range²), neutral norms, biases 0, for benchmarks."""
 
     def read(tensor: Tensor) -> jax.Array:
-        shape, role = tensor.param.shape, tensor.param.role
-        if role in ("norm", "bias"):
-            return jnp.full(shape, 0.0 if role == "bias" else 1.0, jnp.bfloat16)
-        return _normal(key_for(jax.random.key(seed), tensor.name), shape, config.initializer_range)
+        shape, start = tensor.param.shape, tensor.param.start
+        if start is not None:
+            return jnp.full(shape, start, jnp.bfloat16)
+        name = ".".join(map(str, (tensor.name, *tensor.place[1:])))
+        return _normal(key_for(jax.random.key(seed), name), shape, config.initializer_range)
 
     return read
 

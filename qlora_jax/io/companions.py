@@ -9,6 +9,7 @@ from qlora_jax.io.chat_template import Templates, write_chat_template
 
 FILES = (
     *("generation_config.json", "tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("added_tokens.json", "chat_template*", "additional_chat_templates", "LICENSE*", "NOTICE*", "USE_POLICY*"),
 )
 
@@ -34,8 +35,11 @@ def write_companions(
     for old in ("quantization_config", "torch_dtype"):
         settings.pop(old, None)
     settings["dtype"] = dtype
-    if settings.get("tie_word_embeddings", tied) != tied:
-        settings["tie_word_embeddings"] = tied
+    # A model of more than text says it for its text part, too.
+    text = settings.get("text_config")
+    for one in (settings, text) if isinstance(text, dict) else (settings,):
+        if one.get("tie_word_embeddings", tied) != tied:
+            one["tie_word_embeddings"] = tied
     if quantization:
         settings["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

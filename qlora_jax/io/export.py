@@ -8,30 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qlora_jax.config import QuantSection
-from qlora_jax.io import bitsandbytes
-from qlora_jax.io.adapter import Adapter, check_base, check_fits
+from qlora_jax.io.adapter import Adapter, check_base, fitted
 from qlora_jax.io.chat_template import Templates
 from qlora_jax.io.companions import write_companions
 from qlora_jax.io.folder import new_folder
-from qlora_jax.io.hf import FLOATS, open_folder
-from qlora_jax.io.identity import BaseIdentity, record_source
+from qlora_jax.io.hf import FLOATS, open_folder, other_parts
+from qlora_jax.io.identity import BaseIdentity
 from qlora_jax.io.model_card import model_card
 from qlora_jax.io.packed import Reader, reader_of
 from qlora_jax.io.safetensors import DTYPES, TensorFolder
 from qlora_jax.io.shards import SHARD_BYTES, write_shards
-from qlora_jax.io.tied import EMBEDDING, HEAD
 from qlora_jax.lora import Target
 from qlora_jax.lora.targets import OUTPUT_LAYER
 from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.params import Part, Tensor
 from qlora_jax.models.storing import check_storage, format_of
-from qlora_jax.models.table import Tensor, checkpoint, joined
-from qlora_jax.quant.formats import NF4
-from qlora_jax.quant.packed import dequantized
+from qlora_jax.models.table import checkpoint, joined
+from qlora_jax.quant.packed import EXPERT, dequantized
 from qlora_jax.quant.rules import Rules, packed
 
 DEFAULT = packed(QuantSection())
@@ -46,12 +43,12 @@ class Weight:
     """One tensor of the base folder.
 
     Attributes:
-      parts: the arrays of our model that it holds, more than one where it fuses several.
+      parts: of our model's arrays that it holds; more than one where it holds those of all experts.
       dtype: of its values; of what it is dequantized to where the folder holds it packed.
     """
 
     name: str
-    parts: list[Tensor]
+    parts: list[Part]
     dtype: str
     reader: Reader | None
 
@@ -62,12 +59,16 @@ class Weight:
     @property
     def projection(self) -> bool:
         """Whether it is of decoder projections."""
-        return self.parts[0].param.projection
+        return self.parts[0].tensor.param.projection
 
 
 @dataclass(frozen=True)
 class Base:
-    """An opened base folder and the adapter that goes on it."""
+    """An opened base folder and the adapter that goes on it.
+
+    Attributes:
+      passed: tensors of other parts of the model, such as a tower for images, which are written as they are.
+    """
 
     folder: Path
     config: ModelConfig
@@ -75,11 +76,21 @@ class Base:
     weights: list[Weight]
     adapter: Adapter | None
     targets: dict[str, Target]
+    passed: list[str]
+
+    @property
+    def passed_bytes(self) -> int:
+        """Of the tensors that are passed on as they are."""
+        return sum(self.tensors.nbytes(name) for name in self.passed)
 
     @functools.cached_property
     def packed(self) -> str | None:
-        """The name of a projection that the folder holds in 4 bits; the others stay as they are then."""
-        return next((w.name for w in self.weights if w.reader and w.projection), None)
+        """The name of a projection that the folder holds in 4 bits; the others stay as they are then.
+
+        Not of experts whose format says nothing of the others: those weights are the model's original ones.
+        """
+        held = (w for w in self.weights if w.reader and not w.reader.experts_only)
+        return next((w.name for w in held if w.projection), None)
 
 
 def export_merged(
@@ -110,7 +121,7 @@ def export_merged(
     """
     if into not in MERGES:
         raise ValueError(f"into={into!r}: expected one of {', '.join(MERGES)}")
-    base = _open(Path(base_folder), adapter)
+    base = open_base(Path(base_folder), adapter)
     if base.packed and into == "original":
         raise ValueError(
             f"{base.folder} holds {base.packed!r} in 4 bits, not its original: give the folder of the original weights "
@@ -121,81 +132,38 @@ def export_merged(
         check_storage(base.config, used, host_embedding=False)
 
     def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
-        return {weight.name: _merged(base, weight, value, used, dtype or weight.dtype)}
+        return {weight.name: merged(base, weight, value, used, dtype or weight.dtype)}
 
-    needed = sum(math.prod(w.shape) * jnp.dtype(dtype or w.dtype).itemsize for w in base.weights)
-    card = model_card("Merged model", _base_id(base), f"A LoRA adapter is {MERGES[into]}.")
-    written = dtype or _dtype(base)
+    needed = sum(math.prod(w.shape) * jnp.dtype(dtype or w.dtype).itemsize for w in base.weights) + base.passed_bytes
+    card = model_card("Merged model", base_id(base), f"A LoRA adapter is {MERGES[into]}.")
+    written = dtype or dtype_of(base)
     with new_folder(out, needed=needed) as partial:
-        _write(base, partial, convert, shard_bytes)
-        template, tied = _chat_template(base), base.config.tie_embeddings
+        write_weights(base, partial, convert, shard_bytes)
+        template, tied = chat_template_of(base), base.config.tie_embeddings
         write_companions(base.folder, partial, dtype=written, tied=tied, chat_template=template)
         (partial / "README.md").write_text(card)
 
 
-def export_bnb4(
-    base_folder: str | Path,
-    out: str | Path,
-    adapter: Adapter | None = None,
-    *,
-    double: bool = True,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Writes the base in bitsandbytes' 4-bit format: every decoder projection in NF4, the rest unpacked.
-
-    What is not packed is written in the projections' dtype: transformers keeps the dtypes of such a folder, and does
-    not run a model of several.
-
-    The embedding and the output layer stay unpacked whatever quant.embedding and quant.lm_head were in training:
-    transformers loads them in no other way from such a folder.
-
-    With an adapter, it is added into the original weights first; quantizing the sum then loses part of it.
-    Serve the 4-bit base and the adapter side by side where that matters.
-
-    Raises:
-      ValueError: a base that is packed already, or an adapter for another base.
-      OSError: `out` is not empty, or the disk is full; nothing is left half-written.
-    """
-    base = _open(Path(base_folder), adapter)
-    if base.packed:
-        raise ValueError(f"{base.folder} holds 4-bit weights already: give the folder of the original weights")
-
-    dtype, packing = _dtype(base), NF4(double)
-
-    def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
-        value = _merged(base, weight, value, None, weight.dtype if weight.projection else dtype)
-        if not weight.projection:
-            return {weight.name: value}
-        return bitsandbytes.write(weight.name, packing.quantize(jnp.asarray(value)))
-
-    needed = sum(_packed_bytes(w, packing, dtype) for w in base.weights)
-    text = f"Its linear layers are in NF4{' with double quantization' if double else ''} for bitsandbytes."
-    if adapter:
-        text += f" A LoRA adapter was {MERGES['original']} before they were quantized."
-    with new_folder(out, needed=needed) as partial:
-        identity = _write(base, partial, convert, shard_bytes)
-        if adapter is None:
-            record_source(partial, identity)
-        card = model_card("4-bit model", _base_id(base), text, tags=("bitsandbytes", "4-bit"))
-        settings = bitsandbytes.quantization_config(double=double, dtype=dtype)
-        template, tied = _chat_template(base), base.config.tie_embeddings
-        write_companions(base.folder, partial, dtype=dtype, tied=tied, quantization=settings, chat_template=template)
-        (partial / "README.md").write_text(card)
-
-
-def _open(folder: Path, adapter: Adapter | None) -> Base:
+def open_base(folder: Path, adapter: Adapter | None) -> Base:
     config, tensors = open_folder(folder)
     if adapter:
-        check_fits(adapter, config)
+        adapter = fitted(adapter, config)
         if OUTPUT_LAYER in adapter.weights and config.tie_embeddings:
             config = dataclasses.replace(config, tie_embeddings=False)
-            tensors.copy(EMBEDDING, HEAD)
+            tensors.copy(config.names.embedding, config.names.head)
     weights = [_weight(tensors, name, parts) for name, parts in checkpoint(config).items()]
+    whole = next((w.dtype for w in weights if w.projection and w.reader is None), None)
+    # What a format holds experts in says nothing of what they are written in.
+    weights = [
+        dataclasses.replace(w, dtype=whole) if whole and w.reader and w.reader.experts_only else w for w in weights
+    ]
     weights.sort(key=lambda w: (tensors.file(w.name), w.name))
-    return Base(folder, config, tensors, weights, adapter, adapter.targets if adapter else {})
+    targets = adapter.targets if adapter else {}
+    passed = sorted(other_parts(config, tensors), key=lambda name: (tensors.file(name), name))
+    return Base(folder, config, tensors, weights, adapter, targets, passed)
 
 
-def _weight(tensors: TensorFolder, name: str, parts: list[Tensor]) -> Weight:
+def _weight(tensors: TensorFolder, name: str, parts: list[Part]) -> Weight:
     expected, reader = parts[0].whole, reader_of(tensors, name)
     if reader is not None:
         return Weight(name, parts, reader.form(tensors, name, expected)[1], reader)
@@ -206,7 +174,7 @@ def _weight(tensors: TensorFolder, name: str, parts: list[Tensor]) -> Weight:
     return Weight(name, parts, "float32" if dtype == "F64" else str(np.dtype(DTYPES[dtype])), None)
 
 
-def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str:
+def write_weights(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str:
     """Writes every weight as `convert` gives it and returns the base's identity."""
     identity = BaseIdentity(base.tensors)
 
@@ -215,6 +183,8 @@ def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str
             raw = identity.read(weight.name)
             value = weight.reader.read(base.tensors, weight.name, weight.shape) if weight.reader else raw
             yield from convert(weight, value).items()
+        for name in base.passed:
+            yield name, base.tensors.read(name)
 
     write_shards(folder, tensors(), shard_bytes)
     # The hash is known once everything has been read; the folder is not in its place before.
@@ -223,15 +193,28 @@ def _write(base: Base, folder: Path, convert: Callable, shard_bytes: int) -> str
     return identity.hexdigest()
 
 
-def _merged(base: Base, weight: Weight, value: Any, rules: Rules | None, dtype: str) -> np.ndarray:
+def merged(base: Base, weight: Weight, value: Any, rules: Rules | None, dtype: str) -> np.ndarray:
     """The weight to write, in `dtype`, from what the folder holds; with `rules` as it is once stored so."""
-    kept = weight.reader is not None or (weight.projection and base.packed is not None)
-    whole = dequantized(value)
-    parts = [np.asarray(tensor.part_of(whole)) for tensor in weight.parts]
-    if rules is not None and not kept:
-        parts = [_as_stored(part, tensor, rules, dtype) for part, tensor in zip(parts, weight.parts, strict=True)]
-    pairs = zip(parts, weight.parts, strict=True)
-    return joined(weight.parts, [_with_adapter(base, tensor, part).astype(dtype) for part, tensor in pairs])
+    held = weight.reader is not None and not (rules and rules.unpacks(expert=weight.reader.experts_only))
+    kept = held or (weight.projection and base.packed is not None)
+    values = []
+    for part in weight.parts:
+        own = plain(part, value)
+        if rules is not None and not kept:
+            # Rows are quantized with those that lie beside them in the same array, wherever files keep them.
+            whole = (
+                own
+                if len(part.tensor.parts) == 1
+                else part.tensor.gathered(lambda one: plain(one, base.tensors.read(one.name)))
+            )
+            own = _as_stored(whole, part.tensor, rules, dtype)[part.rows]
+        values.append(with_adapter(base, part, own).astype(dtype))
+    return joined(weight.parts, values)
+
+
+def plain(part: Part, value: Any) -> np.ndarray:
+    """A part of an array, of the file's tensor, packed or not."""
+    return np.asarray(dequantized(part.of(value)))
 
 
 def _as_stored(value: np.ndarray, tensor: Tensor, rules: Rules, dtype: str) -> np.ndarray:
@@ -239,29 +222,28 @@ def _as_stored(value: np.ndarray, tensor: Tensor, rules: Rules, dtype: str) -> n
     return np.asarray(dequantized(format_of(tensor.param, rules).quantize(jnp.asarray(value.astype(dtype)))))
 
 
-def _with_adapter(base: Base, tensor: Tensor, value: np.ndarray) -> np.ndarray:
-    target = base.targets.get(tensor.module) if tensor.param.matrix else None
+def with_adapter(base: Base, part: Part, value: np.ndarray) -> np.ndarray:
+    """A part of an array with the part of its adapter that belongs to it, where it has one."""
+    tensor = part.tensor
+    target = base.targets.get(tensor.module) if tensor.param.adaptable else None
     if base.adapter is None or target is None:
         return value
-    return base.adapter.kind.merge(value.astype(np.float32), base.adapter.weights[tensor.module], target.scale)
+    kind, parts = base.adapter.kind.of(tensor.param.experts), base.adapter.weights[tensor.module]
+    expert = tensor.numbers.get(EXPERT, 0)
+    return kind.merge(value.astype(np.float32), parts, target.scale, part.rows, expert)
 
 
-def _packed_bytes(weight: Weight, packing: NF4, dtype: str) -> int:
-    if weight.projection:
-        return packing.shapes(jax.ShapeDtypeStruct(weight.shape, jnp.dtype(weight.dtype))).nbytes
-    return math.prod(weight.shape) * jnp.dtype(dtype).itemsize
+def dtype_of(base: Base) -> str:
+    """The dtype that config.json names: that of the projections, first of those in 16 or 32 bits."""
+    found = [w for w in base.weights if w.projection]
+    return next((w.dtype for w in found if w.reader is None), found[0].dtype)
 
 
-def _dtype(base: Base) -> str:
-    """The dtype that config.json names: that of the projections."""
-    return next(w.dtype for w in base.weights if w.projection)
-
-
-def _chat_template(base: Base) -> Templates | None:
+def chat_template_of(base: Base) -> Templates | None:
     """What the adapter was trained with; None keeps the base's."""
     return base.adapter.chat_template if base.adapter else None
 
 
-def _base_id(base: Base) -> str:
+def base_id(base: Base) -> str:
     """The base as its adapter names it, else its folder."""
     return (base.adapter and base.adapter.base) or str(base.folder)

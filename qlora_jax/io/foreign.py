@@ -13,7 +13,6 @@ METHODS = {
     "fp8": "FP8",
     "fbgemm_fp8": "FP8",
     "compressed-tensors": "compressed-tensors",
-    "mxfp4": "MXFP4",
     "hqq": "HQQ",
     "aqlm": "AQLM",
     "quanto": "Quanto",
@@ -113,6 +112,8 @@ def _quantization(file: Path) -> str | None:
     method = stated.get("quant_method")
     if settings.get("quantization") or (stated and method is None and "bits" in stated):
         return "MLX"
+    if method == "mxfp4":
+        return None
     if method == "bitsandbytes":
         return "bitsandbytes int8" if stated.get("load_in_8bit") or stated.get("_load_in_8bit") else None
     return None if method is None else METHODS.get(method, repr(method)) if isinstance(method, str) else repr(method)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import nnx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -14,6 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from qlora_jax.io import mxfp4
 from qlora_jax.io.build import build_model, random_read
 from qlora_jax.io.foreign import ORIGINAL, quantized_names
 from qlora_jax.io.identity import BaseIdentity
@@ -25,7 +25,8 @@ from qlora_jax.io.tied import read_head_as_embedding
 from qlora_jax.models.blocks.linear import Frozen
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.table import Tensor, checkpoint
+from qlora_jax.models.params import Part, Tensor
+from qlora_jax.models.table import checkpoint
 from qlora_jax.quant.packed import dequantized
 from qlora_jax.quant.rules import AS_HELD, Rules
 
@@ -69,11 +70,11 @@ def load_model(
     """
     config, tensors = open_folder(folder)
     identity = BaseIdentity(tensors)
-    forms = {} if rules.held == "unpacked" else folder_forms(config, tensors)
+    forms = {} if rules.held == "unpacked" else folder_forms(config, tensors, experts=not rules.unpacks(expert=True))
     report_kept(folder, config, forms, packed=rules.held == "completed")
     model = build_model(
         config,
-        lambda tensor: _read(tensors, tensor, identity, unpack=rules.held == "unpacked"),
+        _Source(tensors, identity, rules).read,
         dtype=dtype,
         rules=rules,
         kind=kind,
@@ -122,12 +123,18 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorFolder]:
       FileNotFoundError, ValueError, NotImplementedError: as `read_config` and `TensorFolder`; tensors that are missing
         or that the decoder would ignore.
     """
-    config = read_config(folder)
-    tensors = TensorFolder(folder)
+    config, tensors = read_config(folder), open_tensors(folder)
     if config.tie_embeddings:
-        read_head_as_embedding(tensors)
+        read_head_as_embedding(tensors, config.names)
     check_names(config, tensors)
     return config, tensors
+
+
+def open_tensors(folder: Path) -> TensorFolder:
+    """A checkpoint's tensors, packed ones by the names of their weights. Raises as `TensorFolder`."""
+    tensors = TensorFolder(folder)
+    mxfp4.name_tensors(tensors)
+    return tensors
 
 
 def check_names(config: ModelConfig, tensors: TensorFolder) -> None:
@@ -138,13 +145,19 @@ def check_names(config: ModelConfig, tensors: TensorFolder) -> None:
         raise NotImplementedError(f"{tensors.folder} is quantized with {foreign}, which is not read: {ORIGINAL}")
     missing = sorted(wanted - tensors.names)
     if missing:
-        why = " (config.json has tie_word_embeddings=false: it must be there)" if missing == ["lm_head.weight"] else ""
+        why = " (config.json has tie_word_embeddings=false: it must be there)" if missing == [config.names.head] else ""
         raise ValueError(f"{tensors.folder} lacks {len(missing)} of {len(wanted)} tensors, {missing[0]!r} first{why}")
     extra = sorted(name for name in tensors.names - wanted if not _harmless(name, config, wanted))
     if extra:
         raise ValueError(
-            f"{tensors.folder} holds {len(extra)} tensors that no {config.family} decoder has, {extra[0]!r} first"
+            f"{tensors.folder} holds {len(extra)} tensors that no {config.family} decoder has: {', '.join(extra[:8])}"
         )
+
+
+def other_parts(config: ModelConfig, tensors: TensorFolder) -> list[str]:
+    """The tensors of other parts of the model, which are not read."""
+    wanted = set(checkpoint(config))
+    return [name for name in tensors.names - wanted if config.names.passes(name)]
 
 
 def _harmless(name: str, config: ModelConfig, wanted: set[str]) -> bool:
@@ -152,21 +165,40 @@ def _harmless(name: str, config: ModelConfig, wanted: set[str]) -> bool:
 
     That a tied head is a copy was looked at when the configuration was read: with another one it is not tied.
     """
-    tied = name == "lm_head.weight" and config.tie_embeddings
+    tied = name == config.names.head and config.tie_embeddings
     scales = any(name.rsplit(".", dots)[0] in wanted for dots in (1, 2))
-    return tied or scales or name.endswith("rotary_emb.inv_freq")
+    return tied or scales or config.names.passes(name) or name.endswith("rotary_emb.inv_freq")
 
 
-def _read(tensors: TensorFolder, tensor: Tensor, identity: BaseIdentity, *, unpack: bool) -> Any:
-    name, shape = tensor.name, tensor.whole
+class _Source:
+    """Reads a folder's arrays for the decoder, and tells the identity what it reads.
+
+    The tensor that was read last is kept: of one that holds all experts of a layer, each is an array.
+    """
+
+    def __init__(self, tensors: TensorFolder, identity: BaseIdentity, rules: Rules):
+        self.tensors, self.identity, self.rules = tensors, identity, rules
+        self._last: tuple[str, Any] = "", None
+
+    def read(self, tensor: Tensor) -> Any:
+        """An array of a parameter, packed where the folder holds it so and the rules keep it."""
+        return tensor.gathered(lambda part: self._part(part, self.rules.unpacks(expert=tensor.param.role == "expert")))
+
+    def _part(self, part: Part, unpack: bool) -> Any:
+        if self._last[0] != part.name:
+            self._last = part.name, _whole(self.tensors, part, self.identity)
+        value = part.of(self._last[1])
+        return dequantized(value) if unpack else value
+
+
+def _whole(tensors: TensorFolder, part: Part, identity: BaseIdentity) -> Any:
+    """A checkpoint's tensor, packed or an array."""
+    name, shape = part.name, part.whole
     raw, reader = identity.read(name), reader_of(tensors, name)
     if reader is not None:
-        packed = reader.read(tensors, name, shape)
-        if tensor.param.cut is not None:
-            raise NotImplementedError(f"{tensors.file(name)}: {name!r} is packed in 4 bits and fused: {ORIGINAL}")
-        return dequantized(packed) if unpack else packed
+        return reader.read(tensors, name, shape)
     if tensors.dtype(name) not in FLOATS or raw.shape != shape:
         raise ValueError(
             f"{tensors.file(name)}: {name!r} is {tensors.dtype(name)} {raw.shape}, expected {'/'.join(FLOATS)} {shape}"
         )
-    return np.asarray(tensor.part_of(raw))
+    return raw

@@ -60,10 +60,11 @@ class BaseIdentity:
     def read(self, name: str) -> np.ndarray:
         """A tensor's values, taken in."""
         value = self._tensors.read(name)
-        if name in self._tensors.copies:
+        if name in self._tensors.copies or name in self._digests:
             return value
         self._add(name, value)
-        if value.dtype.name in LETTERS or reader_of(self._tensors, name):
+        reader = reader_of(self._tensors, name)
+        if reader.sampled if reader else value.dtype.name in LETTERS:
             self._points[name] = self._point(name, value)
         for part in self._tensors.parts(name):
             self._add(part, self._tensors.read(part))

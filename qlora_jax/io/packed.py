@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from qlora_jax.io import bitsandbytes
+from qlora_jax.io import bitsandbytes, mxfp4
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.quant.formats import Format
 from qlora_jax.quant.packed import Packed
@@ -18,7 +18,15 @@ class Form(NamedTuple):
 
 
 class Reader(Protocol):
-    """Of one format: whether a folder holds a weight `name` in it, how, what it was, its values; and the way back."""
+    """Of one format: whether a folder holds a weight `name` in it, how, what it was, its values; and the way back.
+
+    Attributes:
+      sampled: whether io/sample.py can tell from its codes which values it was packed from.
+      experts_only: whether it says nothing of how other weights than experts are to be stored.
+    """
+
+    sampled: bool
+    experts_only: bool
 
     def holds(self, tensors: TensorFolder, name: str) -> bool: ...
 
@@ -31,7 +39,7 @@ class Reader(Protocol):
     def write(self, name: str, tensor: Any) -> dict[str, np.ndarray]: ...
 
 
-READERS: tuple[Reader, ...] = (bitsandbytes,)
+READERS: tuple[Reader, ...] = (bitsandbytes, mxfp4)
 
 
 def reader_of(tensors: TensorFolder, name: str) -> Reader | None:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_jax.io import mxfp4
 from qlora_jax.io.bitsandbytes import DTYPES
 from qlora_jax.io.packed import Form, form_of
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.table import Param, table
-from qlora_jax.quant.formats import NF4
+from qlora_jax.models.params import Param, Tensor
+from qlora_jax.models.table import table
+from qlora_jax.quant.formats import MXFP4, NF4
 
 log = logging.getLogger("qlora_jax.io")
 
@@ -23,21 +25,30 @@ log = logging.getLogger("qlora_jax.io")
 Forms = Mapping[str, tuple[Form | None, ...]]
 
 
-def folder_forms(config: ModelConfig, tensors: TensorFolder) -> Forms:
+def folder_forms(config: ModelConfig, tensors: TensorFolder, *, experts: bool = True) -> Forms:
     """Every projection of a folder that packs any; nothing for a folder that packs none.
+
+    A folder in MXFP4 packs experts alone, and says nothing of the others.
+
+    Args:
+      experts: whether experts count.
 
     Raises:
       ValueError: layers of one projection that are packed differently, or a packed weight that cannot be read.
     """
-    forms = {
-        param.path: tuple(form_of(tensors, tensor.name, tensor.whole) for tensor in param.tensors())
-        for param in _projections(config)
-    }
-    if not any(form for layers in forms.values() for form in layers):
-        return {}
-    for param in _projections(config):
+    counted = [param for param in _projections(config) if experts or param.role != "expert"]
+    forms = _without_silent({one.path: tuple(_form(tensors, tensor) for tensor in one.tensors()) for one in counted})
+    for param in (param for param in counted if param.path in forms):
         _check_equal(tensors.folder, param, forms[param.path])
     return forms
+
+
+def _without_silent(forms: Mapping[str, tuple[Form | None, ...]]) -> dict[str, tuple[Form | None, ...]]:
+    """Without what the folder says nothing of."""
+    found = {form.format.name for layers in forms.values() for form in layers if form}
+    if found <= {MXFP4.name}:
+        return {path: layers for path, layers in forms.items() if any(layers)}
+    return dict(forms)
 
 
 def stated_forms(config: ModelConfig, settings: Mapping[str, Any]) -> Forms:
@@ -46,6 +57,9 @@ def stated_forms(config: ModelConfig, settings: Mapping[str, Any]) -> Forms:
     transformers leaves out what lies below a name in `llm_int8_skip_modules`, or ends in it.
     """
     stated = settings.get("quantization_config")
+    if isinstance(stated, dict) and stated.get("quant_method") == "mxfp4":
+        held = Form(MXFP4(), mxfp4.DTYPE)
+        return {p.path: (held,) * len(list(p.tensors())) for p in _projections(config) if p.role == "expert"}
     if not isinstance(stated, dict) or not stated.get("load_in_4bit"):
         return {}
     listed = stated.get("llm_int8_skip_modules")
@@ -88,11 +102,24 @@ def report_kept(folder: Path, config: ModelConfig, forms: Forms, *, packed: bool
         log.info(f"{folder} keeps {len(names)} of {total} projections unpacked, {way}: {shown}")
 
 
+def _form(tensors: TensorFolder, tensor: Tensor) -> Form | None:
+    """How an array is packed: all of its parts alike. Raises ValueError where they are not."""
+    forms = {form_of(tensors, part.name, part.whole): part.name for part in tensor.parts}
+    if len(forms) > 1:
+        raise ValueError(f"{tensors.folder} packs {' and '.join(forms.values())} differently: quantize the model again")
+    return next(iter(forms))
+
+
 def _projections(config: ModelConfig) -> list[Param]:
     return [param for param in table(config).values() if param.projection]
 
 
 def _check_equal(folder: Path, param: Param, layers: tuple[Form | None, ...]) -> None:
+    if param.role == "expert" and None in layers and any(layers):
+        first = next(tensor.name for tensor, form in zip(param.tensors(), layers, strict=True) if form is None)
+        raise NotImplementedError(
+            f"{folder} packs some experts and not {first!r}: quantize the model again, all of them"
+        )
     found = {form: tensor.name for tensor, form in zip(param.tensors(), layers, strict=True) if form}
     if len(found) > 1:
         (one, first), (other, second) = list(found.items())[:2]

@@ -11,24 +11,25 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from qlora_jax.config import LoraSection
-from qlora_jax.io.adapter import Adapter, check_base, check_fits
+from qlora_jax.io.adapter import Adapter, check_base, fitted
 from qlora_jax.io.chat_template import FILES, Templates, read_chat_template, write_chat_template
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.foreign import adapter_elsewhere
 from qlora_jax.io.identity import RECORD, sample_record
 from qlora_jax.io.model_card import adapter_card
 from qlora_jax.io.peft_config import CONFIG, from_peft, read_settings, targets_of, to_peft, variant_of
+from qlora_jax.io.peft_experts import by_module, in_file, unflattened
 from qlora_jax.io.peft_keys import keys_of, parts_of
 from qlora_jax.io.record import read_record
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.shards import write_safetensors
 from qlora_jax.lora import Target, resolve_targets
-from qlora_jax.lora.adapter import Shape
 from qlora_jax.lora.kinds import KINDS
 from qlora_jax.lora.targets import OUTPUT_LAYER
-from qlora_jax.models.adapters import linears
+from qlora_jax.models.adapters import linears, shape_of
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.table import Param, adaptable, linear_modules
+from qlora_jax.models.params import Param
+from qlora_jax.models.table import adaptable, linear_modules
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -69,8 +70,8 @@ def write_adapter(
       FileExistsError: the folder holds anything but an adapter.
       ValueError: `targets` are not the modules that have an adapter.
     """
-    weights = _adapter_weights(model, targets)
-    kind = KINDS[lora.variant].adapter
+    weights = in_file(_adapter_weights(model, targets))
+    kind = KINDS[lora.variant].linear
     tensors = {key: value for name, parts in weights.items() for key, value in keys_of(name, parts, kind).items()}
     settings = to_peft(lora, targets, linear_modules(model.config), base.name)
     needed = sum(value.nbytes for value in tensors.values())
@@ -101,11 +102,13 @@ def read_adapter(folder: str | Path, base: TensorFolder | None = None) -> Adapte
     folder = Path(folder)
     _check_files(folder)
     settings = read_settings(folder / CONFIG)
-    kind = KINDS[variant_of(settings)].adapter
-    weights = parts_of(folder / WEIGHTS, _load(folder / WEIGHTS), base, kind)
-    if not targets_of(settings, list(weights)):
-        raise _uncovered(folder, min(weights))
-    lora = from_peft(settings, list(weights))
+    kind = KINDS[variant_of(settings)].linear
+    file = folder / WEIGHTS
+    held = by_module(file, parts_of(file, _load(file), base, kind), settings.get("target_parameters") or ())
+    if not targets_of(settings, list(held)):
+        raise _uncovered(folder, min(held))
+    lora = from_peft(settings, list(held))
+    weights = unflattened(file, held, resolve_targets(lora, list(held)))
     _check_ranks(folder, lora, weights)
     record = read_record(folder / RECORD) if (folder / RECORD).exists() else {}
     base_hash = record.pop("base_hash", None)
@@ -133,13 +136,13 @@ def attach_adapter(model: Decoder, adapter: Adapter, *, base_hash: str | None) -
       ValueError: an adapter for another base, or one that does not fit; the model is then unchanged.
     """
     check_base(adapter, base_hash)
-    check_fits(adapter, model.config)
+    adapter = fitted(adapter, model.config)
     targets = adapter.targets
     if OUTPUT_LAYER in targets and model.lm_head is None:
         model.untie()
     for path, linear in linears(model):
         param = adaptable(model.config)[path]
-        adapted = any(tensor.module in targets for tensor in param.tensors())
+        adapted = any(module in targets for module in param.modules)
         linear.lora = _stacked(adapter, param) if adapted else None
     return targets
 
@@ -151,10 +154,9 @@ def _adapter_weights(model: Decoder, targets: Mapping[str, Target]) -> dict[str,
         param = adaptable(model.config)[path]
         if linear.lora is None:
             continue
-        for layer, tensor in enumerate(param.tensors()):
-            if tensor.module in targets:
-                place = layer if param.stacked else None
-                found[tensor.module] = linear.lora.parts(place, targets[tensor.module].rank)
+        for layer, module in enumerate(param.modules):
+            if module in targets:
+                found[module] = linear.lora.parts(layer if param.layers else None, targets[module].rank)
     if found.keys() != targets.keys():
         absent = sorted(targets.keys() - found.keys())
         raise ValueError(f"targets name {absent[0]!r}, which has no adapter: pass what add_adapters returned")
@@ -193,7 +195,7 @@ def _check_ranks(folder: Path, lora: LoraSection, weights: Mapping[str, Any]) ->
         if name not in targets:
             raise _uncovered(folder, name)
         rank, A, B = targets[name].rank, parts.A, parts.B
-        if (A.shape[0], B.shape[1]) != (rank, rank):
+        if (A.shape[-2], B.shape[-1]) != (rank, rank):
             raise ValueError(
                 f"{folder}: {name!r} has A {A.shape} and B {B.shape}, but {CONFIG} gives it rank {rank}: "
                 f"save the adapter again"
@@ -209,12 +211,11 @@ def _uncovered(folder: Path, name: str) -> ValueError:
 
 def _stacked(adapter: Adapter, param: Param) -> Any:
     """One layer's adapter, or those of a stack padded with zeros to the largest rank."""
-    kind, (parts, scale) = adapter.kind, adapter.on(param)
-    if not param.stacked:
+    kind, (parts, scale) = adapter.kind.of(param.experts), adapter.on(param)
+    if not param.layers:
         return kind.of(parts[0], scale[0], adapter.lora.dropout)
     used = [one for one in parts if one is not None]
-    outputs, inputs = param.shape
-    shape = Shape(outputs, inputs, max(len(one.A) for one in used))
+    shape = shape_of(param, max(one.A.shape[-2] for one in used))
     dtype = np.result_type(*(array for one in used for array in one))
     return kind.of(kind.stacked(parts, shape, dtype), scale, adapter.lora.dropout)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any
 
 from qlora_jax.config import LoraSection
 from qlora_jax.io.bounded_json import read_object
+from qlora_jax.io.peft_experts import as_parameter, as_target, check_parameters, parted, with_parameters
 from qlora_jax.io.peft_types import check_types
 from qlora_jax.lora import Target, resolve_targets
 from qlora_jax.lora.kinds import KINDS
 from qlora_jax.lora.patterns import check_patterns
-from qlora_jax.lora.targets import scale_of, whole_paths
+from qlora_jax.lora.targets import EXPERTS, ROUTER, by_paths, ending, matches, whole_paths
+from qlora_jax.models.families.names import WRAPPED
 
 CONFIG = "adapter_config.json"
 REQUIRED = ("r", "lora_alpha", "target_modules")
 # Settings under which A and B alone do not give PEFT's result.
 UNSUPPORTED = (
-    *("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_replication", "target_parameters"),
+    *("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_replication"),
     *("trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config"),
     *("kasa_config", "monteclora_config", "velora_config"),
 )
@@ -29,7 +32,7 @@ INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 
 def to_peft(lora: LoraSection, targets: Mapping[str, Target], modules: Sequence[str], base: str) -> dict[str, Any]:
     """adapter_config.json for the adapted modules `targets` of a model whose linear layers are `modules`."""
-    exact = _exact(lora, targets, modules)
+    exact, linears, parameters = _exact(lora, targets, modules)
     return {
         "alpha_pattern": {name: _number(alpha) for name, alpha in exact.alpha_pattern.items()},
         "base_model_name_or_path": base,
@@ -38,12 +41,14 @@ def to_peft(lora: LoraSection, targets: Mapping[str, Target], modules: Sequence[
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": _number(exact.alpha),
-        "lora_dropout": exact.dropout,
+        # PEFT loads no parameter's adapter with dropout, which whoever uses an adapter does not need.
+        "lora_dropout": 0.0 if parameters else exact.dropout,
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": exact.rank,
         "rank_pattern": dict(exact.rank_pattern),
-        "target_modules": list(exact.targets),
+        "target_modules": linears if isinstance(linears, str) else list(linears),
+        **({"target_parameters": list(parameters)} if parameters else {}),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,
@@ -59,6 +64,8 @@ def read_settings(file: Path) -> dict[str, Any]:
       NotImplementedError: a method or setting that qlora-jax does not have, or a pattern that could take long to match.
     """
     settings = read_object(file)
+    if settings.get("target_parameters") and settings.get("target_modules") is None:
+        settings["target_modules"] = []
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise NotImplementedError(f"{file}: peft_type {reprlib.repr(kind)} is not supported, only 'LORA'")
@@ -67,6 +74,7 @@ def read_settings(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} lacks {absent[0]!r}: save the adapter again")
     _refuse_unsupported(file, settings)
     check_types(file, settings)
+    check_parameters(file, settings.get("target_parameters") or ())
     return settings
 
 
@@ -108,29 +116,63 @@ def _refuse_unsupported(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 def targets_of(settings: Mapping[str, Any], modules: Sequence[str]) -> str | tuple[str, ...]:
-    """target_modules, as far as they match any of `modules`; these themselves where another setting narrows it."""
-    targets = settings["target_modules"]
+    """What is targeted, as far as it matches any of `modules`; these themselves where names do not say it."""
+    targets, parameters = settings["target_modules"], settings.get("target_parameters") or ()
     if settings.get("exclude_modules") or settings.get("layers_to_transform") is not None:
         return tuple(modules)
     if isinstance(targets, str):
+        if parameters or (targets.lower() == "all-linear" and any(ROUTER in name for name in modules)):
+            return tuple(modules)
         return "all-linear" if targets.lower() == "all-linear" else targets
     # PEFT ignores a name that matches nothing as long as another does.
-    return tuple(t for t in targets if any(f".{name}".endswith(f".{t}") for name in modules))
+    named = (*targets, *map(as_target, parameters))
+    return tuple(target for target in named if any(matches(target, name) for name in modules))
 
 
-def _exact(lora: LoraSection, targets: Mapping[str, Target], modules: Sequence[str]) -> LoraSection:
-    """`lora` naming exactly `targets`: by the last parts of their paths where these suffice, else by all."""
+Named = str | tuple[str, ...]
+
+
+def _exact(
+    lora: LoraSection, targets: Mapping[str, Target], modules: Sequence[str]
+) -> tuple[LoraSection, Named, tuple[str, ...]]:
+    """What names exactly `targets`: (ranks and alphas, target_modules, target_parameters)."""
     # The file's keys are sorted, and the first pattern that matches wins.
     ranks, alphas = dict(sorted(lora.rank_pattern.items())), dict(sorted(lora.alpha_pattern.items()))
-    suffixes = tuple(sorted({name.rsplit(".", 1)[-1] for name in targets}))
-    paths = tuple(sorted(targets))
-    for names in (suffixes, paths) if _readable(ranks, alphas) else ():
-        candidate = dataclasses.replace(lora, targets=names, rank_pattern=ranks, alpha_pattern=alphas)
-        if resolve_targets(candidate, modules) == targets:
-            return candidate
-    ranks = {name: targets[name].rank for name in paths}
-    alphas = {name: targets[name].scale / scale_of(lora, targets[name].rank, 1.0) for name in paths}
-    return dataclasses.replace(lora, targets=paths, rank_pattern=ranks, alpha_pattern=alphas)
+    own = dataclasses.replace(lora, rank_pattern=ranks, alpha_pattern=alphas)
+    as_modules, as_parameters = parted(modules)
+    linears, parameters = _names(own, targets, as_modules), _names(own, targets, as_parameters, patterns=False)
+    # PEFT matches patterns with the paths of parameters, where weights' have other ends than their modules'.
+    same = not (ranks or alphas) or all(EXPERTS in name for name in as_parameters if name in targets)
+    if linears is None or parameters is None or not (same and _readable(ranks, alphas)):
+        own = by_paths(lora, targets)
+        ranks, alphas = with_parameters(own.rank_pattern), with_parameters(own.alpha_pattern)
+        own = dataclasses.replace(own, rank_pattern=ranks, alpha_pattern=alphas)
+        linears, parameters = (tuple(sorted(targets.keys() & set(part))) for part in (as_modules, as_parameters))
+    return own, linears, tuple(map(as_parameter, parameters))
+
+
+def _names(
+    lora: LoraSection, targets: Mapping[str, Target], modules: Sequence[str], *, patterns: bool = True
+) -> Named | None:
+    """The ends of the paths of those targets that are in `modules` where these name them exactly, else the paths.
+
+    None where ranks differ. `patterns`: whether a regular expression would do, too.
+    """
+    wanted = {name: targets[name] for name in modules if name in targets}
+    if not wanted:
+        return ()
+    short = tuple(sorted({ending(name) for name in wanted}))
+    for names in (_ends(short, modules) if patterns else short, tuple(sorted(wanted))):
+        if resolve_targets(dataclasses.replace(lora, targets=names), modules) == wanted:
+            return names
+    return None
+
+
+def _ends(suffixes: tuple[str, ...], modules: Sequence[str]) -> str | tuple[str, ...]:
+    """What matches all modules that end so: in a part of a larger model, only those in it."""
+    if not any(name.startswith(f"{WRAPPED}.") for name in modules):
+        return suffixes
+    return rf"{re.escape(WRAPPED)}\.(.*\.)?({'|'.join(suffixes)})"
 
 
 def _readable(*patterns: Mapping[str, float]) -> bool:

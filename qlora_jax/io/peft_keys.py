@@ -9,13 +9,13 @@ import ml_dtypes
 import numpy as np
 
 from qlora_jax.io.safetensors import TensorFolder
-from qlora_jax.io.tied import EMBEDDING, HEAD
 from qlora_jax.lora.adapter import Adapter
 
 PREFIX = "base_model.model."
 # torch.compile and sharding wrap modules, and some scripts save the adapter's name in every key.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 WHOLE = re.compile(r"(?P<module>(.+\.)?(lm_head|embed_tokens))(\.base_layer)?\.weight")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float64))
 
 

@@ -44,6 +44,7 @@ TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "lora_alpha": (is_factor, "a number other than 0"),
     "lora_dropout": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 up to, but not including, 1"),
     "target_modules": (lambda value: isinstance(value, str) or is_names(value), "a text or a list of texts"),
+    "target_parameters": (is_names, "a list of texts"),
     "exclude_modules": (lambda value: isinstance(value, str) or is_names(value), "a text or a list of texts"),
     "layers_pattern": (lambda value: isinstance(value, str) or is_names(value), "a text or a list of texts"),
     "layers_to_transform": (

@@ -1,5 +1,6 @@
 """One view over a folder's safetensors files, single or sharded, read a tensor at a time."""
 
+import math
 from pathlib import Path
 
 import ml_dtypes
@@ -55,6 +56,10 @@ class TensorFolder:
     def dtype(self, name: str) -> str:
         """A tensor's safetensors dtype, such as "BF16", from the header alone."""
         return self._slice(name).get_dtype()
+
+    def nbytes(self, name: str) -> int:
+        """A tensor's size in bytes, from the header alone."""
+        return math.prod(self.shape(name)) * np.dtype(DTYPES.get(self.dtype(name), np.uint8)).itemsize
 
     def read(self, name: str) -> np.ndarray:
         """A tensor's values; BF16 as ml_dtypes.bfloat16."""

@@ -3,25 +3,25 @@
 import numpy as np
 
 from qlora_jax.io.safetensors import TensorFolder
+from qlora_jax.models.names import Names
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS = 4096  # compared at once
 
 
-def stores_another_head(tensors: TensorFolder) -> bool:
+def stores_another_head(tensors: TensorFolder, names: Names) -> bool:
     """Whether a checkpoint holds an output layer whose values are not the embedding's."""
-    if not {EMBEDDING, HEAD} <= tensors.names:
+    if not {names.embedding, names.head} <= tensors.names:
         return False
-    table, head = tensors.read(EMBEDDING), tensors.read(HEAD)
+    table, head = tensors.read(names.embedding), tensors.read(names.head)
     if table.shape != head.shape:
         return True
     return any(not _equal(table[i : i + ROWS], head[i : i + ROWS]) for i in range(0, len(table), ROWS))
 
 
-def read_head_as_embedding(tensors: TensorFolder) -> None:
+def read_head_as_embedding(tensors: TensorFolder, names: Names) -> None:
     """Where a tied checkpoint holds only its output layer: that is the embedding, too."""
-    if HEAD in tensors.names and EMBEDDING not in tensors.names:
-        tensors.rename(HEAD, EMBEDDING)
+    if names.head in tensors.names and names.embedding not in tensors.names:
+        tensors.rename(names.head, names.embedding)
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:

@@ -2,14 +2,14 @@
 
 from qlora_jax.kernels.backend import available, using
 from qlora_jax.kernels.dequantize import dequantize
-from qlora_jax.kernels.matmul import int8_matmul, nf4_matmul, nf4_matmul_group, nf4_matmul_transposed
+from qlora_jax.kernels.matmul import nf4_matmul, nf4_matmul_group, nf4_matmul_transposed, packed_matmul
 
 __all__ = [
     "available",
     "dequantize",
-    "int8_matmul",
     "nf4_matmul",
     "nf4_matmul_group",
     "nf4_matmul_transposed",
+    "packed_matmul",
     "using",
 ]

@@ -17,11 +17,15 @@ class AdapterScale(nnx.Variable):
 
 
 class Shape(NamedTuple):
-    """Of the adapted linear layers: outputs N and inputs K of each, and the rank r that they are padded to."""
+    """Of the adapted modules: outputs N and inputs K, the rank r that they are padded to, and the number of experts.
+
+    `experts` is 0 for a linear layer; a module of experts has outputs and inputs for each of them.
+    """
 
     outputs: int
     inputs: int
     rank: int
+    experts: int = 0
 
 
 class Site(NamedTuple):
@@ -40,11 +44,10 @@ class PeftName(NamedTuple):
 
 
 class Adapter(nnx.Module, abc.ABC):
-    """What is trained beside a frozen linear layer, or a stack of them.
+    """What is trained beside the frozen weights of a module, or of a stack of them.
 
-    It owns its arrays and their start, what it makes of the layer's product, how it is merged into a weight, and its
-    arrays' names in PEFT's files. For the layer y = x · Wᵀ + b it is asked twice, because the product with the frozen
-    weight stands between: `made = adapter(x, key)`, then `adapter.apply(y, made, weight, bias)`.
+    It owns its arrays and their start, how it is merged into a weight, and its arrays' names in PEFT's files; what it
+    makes of the module's input and product is its kind's: LinearAdapter or ExpertAdapter.
     """
 
     # A NamedTuple class with one adapted module's arrays, A and B among them, and their names in PEFT's files.
@@ -68,7 +71,7 @@ class Adapter(nnx.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def check_shapes(cls, parts: Any, outputs: int, inputs: int) -> tuple[str, tuple, tuple] | None:
+    def check_shapes(cls, parts: Any, shape: Shape) -> tuple[str, tuple, tuple] | None:
         """(name, shape, expected shape) of the first array that does not fit a module; None where all do."""
 
     @classmethod
@@ -78,12 +81,26 @@ class Adapter(nnx.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def merge(cls, weight: np.ndarray, parts: Any, scale: float) -> np.ndarray:
-        """The weight `[N, K]` with the adapter in it: computed in float32, cast once to the weight's dtype."""
+    def merge(
+        cls, weight: np.ndarray, parts: Any, scale: float, rows: slice = slice(None), expert: int = 0
+    ) -> np.ndarray:
+        """Some rows of the weight `[N, K]`, or of one expert's, with the adapter in them: added in float32, cast once.
+
+        Args:
+          weight: these rows.
+        """
 
     @abc.abstractmethod
     def parts(self, layer: int | None, rank: int) -> Any:
         """One module's Parts in NumPy, without the padding beyond its rank. `layer`: None where there is no stack."""
+
+
+class LinearAdapter(Adapter):
+    """Of the layer y = x · Wᵀ + b.
+
+    It is asked twice, because the product with the frozen weight stands between: `made = adapter(x, key)`, then
+    `adapter.apply(y, made, weight, bias)`.
+    """
 
     @abc.abstractmethod
     def outputs(self, start: int | Int[Array, ""], size: int) -> Self:
@@ -96,3 +113,20 @@ class Adapter(nnx.Module, abc.ABC):
     @abc.abstractmethod
     def apply(self, y: Float[Array, "*B N"], made: Any, weight: Any, bias: jax.Array | None) -> Float[Array, "*B N"]:
         """The adapted layer's output, of its plain output y and of what `__call__` made; `weight` as it is stored."""
+
+
+class ExpertAdapter(Adapter):
+    """Of the experts of a mixture: y = x · W[e]ᵀ + b[e] on tiles of rows of one expert e each. It has no dropout."""
+
+    @abc.abstractmethod
+    def route(self, index: Int[Array, "T k"], base: Any, rows: int) -> Any:
+        """How the adapter wants the pairs of a token and an expert sorted.
+
+        Args:
+          index: each token's experts; the tokens are those of `rows` rows of the batch, one row after the other.
+          base: the Routing of the frozen weights.
+        """
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "tiles side K"], routing: Any) -> Float[Array, "tiles side N"]:
+        """The update of the base's tiles; `routing` is what `route` gave."""

@@ -15,17 +15,23 @@ def key_for(key: Array, name: str) -> Array:
 
 
 def init_pair(
-    key: Array, name: str, target: Target | None, shape: tuple[int, int, int], dtype=jnp.float32
-) -> tuple[Float[Array, "r K"], Float[Array, "N r"]]:
+    key: Array,
+    name: str,
+    target: Target | None,
+    shape: tuple[int, int, int],
+    dtype=jnp.float32,
+    leading: tuple[int, ...] = (),
+) -> tuple[Float[Array, "*E r K"], Float[Array, "*E N r"]]:
     """A and B of one module, padded with zeros from its own rank to r; all zeros where it has no target.
 
     A follows PEFT: kaiming-uniform with a = √5, which is U(-1/√K, 1/√K).
 
     Args:
       shape: (N, K, r).
+      leading: (E,) where each of E experts has a pair.
     """
     outputs, inputs, rank = shape
     own, bound = target.rank if target else 0, inputs**-0.5
-    A = jax.random.uniform(key_for(key, name), (rank, inputs), dtype, -bound, bound)
+    A = jax.random.uniform(key_for(key, name), (*leading, rank, inputs), dtype, -bound, bound)
     A = jnp.where(jnp.arange(rank)[:, None] < own, A, 0)
-    return A, jnp.zeros((outputs, rank), dtype)
+    return A, jnp.zeros((*leading, outputs, rank), dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from qlora_jax.lora.adapter import Adapter, AdapterScale, PeftName, Shape, Site
+from qlora_jax.lora.adapter import AdapterScale, LinearAdapter, PeftName, Shape, Site
 from qlora_jax.lora.init import init_pair
 from qlora_jax.lora.targets import Target
 
@@ -33,7 +33,29 @@ class Pair(NamedTuple):
     B: Any
 
 
-class LoRA(Adapter):
+def stack_pairs(pairs: list[Any], shape: Shape, dtype: Any) -> Pair:
+    """Those of all layers, `[L, …]`, padded with zeros to `shape.rank`; zeros for a layer that has None."""
+    outputs, inputs, rank, experts = shape
+    leading = (len(pairs), experts) if experts else (len(pairs),)
+    A, B = np.zeros((*leading, rank, inputs), dtype), np.zeros((*leading, outputs, rank), dtype)
+    for layer, pair in enumerate(pairs):
+        if pair is not None:
+            own = pair.A.shape[-2]
+            A[layer, ..., :own, :], B[layer, ..., :own] = pair
+    return Pair(A, B)
+
+
+def misfit(pair: Pair, shape: Shape) -> tuple[str, tuple, tuple] | None:
+    """(name, shape, expected shape) of the first of A and B that does not fit; None where both do."""
+    leading = (shape.experts,) if shape.experts else ()
+    wanted = (*leading, shape.rank, shape.inputs), (*leading, shape.outputs, shape.rank)
+    for name, array, want in zip("AB", (pair.A, pair.B), wanted, strict=True):
+        if array.shape != want:
+            return f"lora_{name}", array.shape, want
+    return None
+
+
+class LoRA(LinearAdapter):
     """Δ(x) = scale · (dropout(x) · Aᵀ) · Bᵀ.
 
     Attributes:
@@ -55,7 +77,7 @@ class LoRA(Adapter):
 
     @classmethod
     def start(cls, key: Array, name: str, target: Target | None, shape: Shape, site: Site) -> Pair:
-        return Pair(*init_pair(key, name, target, shape, site.dtype))
+        return Pair(*init_pair(key, name, target, shape[:3], site.dtype))
 
     @classmethod
     def of(cls, parts: Pair, scale: Any, dropout: float) -> "LoRA":
@@ -63,29 +85,22 @@ class LoRA(Adapter):
 
     @classmethod
     def stacked(cls, parts: list[Any], shape: Shape, dtype: Any) -> Pair:
-        outputs, inputs, rank = shape
-        A, B = np.zeros((len(parts), rank, inputs), dtype), np.zeros((len(parts), outputs, rank), dtype)
-        for layer, pair in enumerate(parts):
-            if pair is not None:
-                A[layer, : len(pair.A)], B[layer, :, : len(pair.A)] = pair
-        return Pair(A, B)
+        return stack_pairs(parts, shape, dtype)
 
     @classmethod
-    def check_shapes(cls, parts: Pair, outputs: int, inputs: int) -> tuple[str, tuple, tuple] | None:
-        rank = parts.A.shape[0]
-        for name, got, want in (("A", parts.A.shape, (rank, inputs)), ("B", parts.B.shape, (outputs, rank))):
-            if got != want:
-                return f"lora_{name}", got, want
-        return None
+    def check_shapes(cls, parts: Pair, shape: Shape) -> tuple[str, tuple, tuple] | None:
+        return misfit(parts, shape)
 
     @classmethod
     def size(cls, shape: Shape) -> int:
         return shape.rank * (shape.outputs + shape.inputs)
 
     @classmethod
-    def merge(cls, weight: np.ndarray, parts: Pair, scale: float) -> np.ndarray:
+    def merge(
+        cls, weight: np.ndarray, parts: Pair, scale: float, rows: slice = slice(None), expert: int = 0
+    ) -> np.ndarray:
         """W + scale · B·A, added in float32 and cast once to the dtype of W `[N, K]`."""
-        return (weight.astype(np.float32) + low_rank_delta(*parts, scale)).astype(weight.dtype)
+        return (weight.astype(np.float32) + low_rank_delta(parts.A, parts.B[rows], scale)).astype(weight.dtype)
 
     def parts(self, layer: int | None, rank: int) -> Pair:
         A, B = np.asarray(self.A.get_value()), np.asarray(self.B.get_value())

@@ -18,6 +18,8 @@ from qlora_jax.config import Config, DataSection, OptimSection, Pieces, TrainSec
 from qlora_jax.device.facts import nbytes, tree_bytes
 from qlora_jax.memory.train_step import AbstractState, abstract_batch, abstract_state, dropout_key
 from qlora_jax.models.config import DTYPES, ModelConfig
+from qlora_jax.models.segments import segments, stacks
+from qlora_jax.models.specs import LayerKind
 from qlora_jax.objective import hidden_states
 from qlora_jax.quant.host_table import host_table
 from qlora_jax.quant.packed import is_packed
@@ -27,6 +29,8 @@ from qlora_jax.training.offload import HostState
 # How many rows of a token are alive at once in a layer's backward pass, in the computation's dtype: as wide as the
 # hidden state, as the MLP, as the queries, as the keys. Fitted to 7B and 8B at 128 to 16,384 tokens and 1 to 16 rows.
 HIDDEN_ROWS, MLP_ROWS, QUERY_ROWS, KEY_ROWS = 4, 6, 8, 3
+# As wide as the hidden state, for each further layer of the unit that a scan runs. Fitted to Qwen3.5-9B and LFM2-2.6B.
+UNIT_ROWS = 3
 # Chunks of float32 logits alive at once: scores, their exponentials, and two 16-bit copies of the gradient.
 LOGITS_COPIES = 3
 # Weights of the MLP's size alive at once in a layer: unpacked by a kernel, or copied out of a 16-bit stack by the scan.
@@ -164,19 +168,25 @@ class Planner:
         pieces = self.config.train.of_layers()
         key = repr((config, pieces, self.model_config))
         if key not in _TRACED:
-            _TRACED[key] = trace_residuals(config, pieces, self._state, self.model_config.num_layers)
+            _TRACED[key] = trace_residuals(config, pieces, self._state, self.model_config)
         return _TRACED[key]
 
     def _layer(self, rows: int, seq_len: int) -> int:
         """Working memory of one layer's backward pass: in the MLP or in the attention, whichever is more."""
-        one, copies = self.model_config, UNPACKED_WEIGHTS if self.config.method == "qlora" else SLICED_WEIGHTS
-        width, inner = one.hidden_size, one.intermediate_size
-        queries, keys = one.num_heads * one.head_dim, one.num_kv_heads * one.head_dim
+        one = self.model_config
+        working = max(self._working(kind, rows, seq_len) for kind in set(one.kinds))
+        hidden = HIDDEN_ROWS + UNIT_ROWS * (max(map(len, segments(one))) - 1)
+        adapters = ADAPTER_COPIES * self._fixed.get("adapters", 0) // one.num_layers
+        return (rows * seq_len * hidden * one.hidden_size + working) * self.itemsize + adapters
+
+    def _working(self, kind: LayerKind, rows: int, seq_len: int) -> int:
+        """Elements that a layer's mixer or its feed-forward block needs at once, whichever needs more."""
+        copies = UNPACKED_WEIGHTS if self.config.method == "qlora" else SLICED_WEIGHTS
+        width, (queries, keys), inner = self.model_config.hidden_size, kind.mixer.widths, kind.feed_forward.width
         through_mlp = self.config.train.mlp_tokens(seq_len)
         mlp = rows * through_mlp * MLP_ROWS * inner + copies * inner * width
         attention = rows * seq_len * (QUERY_ROWS * queries + KEY_ROWS * keys) + copies * queries * width
-        adapters = ADAPTER_COPIES * self._fixed.get("adapters", 0) // one.num_layers
-        return (rows * seq_len * HIDDEN_ROWS * width + max(mlp, attention)) * self.itemsize + adapters
+        return max(mlp, attention)
 
     def _logits(self, tokens: int) -> int:
         """Working memory of the loss: one chunk's logits, or fewer of them and the output layer unpacked for them.
@@ -215,7 +225,7 @@ def _kind(path: str) -> str:
     return "norms" if "norm" in path else "weights"
 
 
-def trace_residuals(config: Config, pieces: Pieces, state: AbstractState, layers: int) -> Residuals:
+def trace_residuals(config: Config, pieces: Pieces, state: AbstractState, model: ModelConfig) -> Residuals:
     """What JAX hands from the forward to the backward pass of one microbatch, by its own trace of them."""
     parts = state.parts
     microbatch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), abstract_batch(config, parts.base))
@@ -230,7 +240,9 @@ def trace_residuals(config: Config, pieces: Pieces, state: AbstractState, layers
     # The avals of a jaxpr say in which memory an array lies; eval_shape does not.
     kept = _counted(jax.make_jaxpr(backward)(*inputs).out_avals) - _counted(jax.tree.leaves(inputs))
     device = {leaf: count for leaf, count in kept.items() if not leaf.on_host}
-    stacked = {leaf: count for leaf, count in device.items() if leaf.shape[:1] == (layers,)}
+    # A scan stacks what its layers keep; one of a single layer is told by the axis of the only row behind.
+    begins = {(len(stack.layers),) if len(stack.layers) > 1 else (1, 1) for stack in stacks(model)}
+    stacked = {leaf: count for leaf, count in device.items() if any(leaf.shape[: len(b)] == b for b in begins)}
     return Residuals(_sum(stacked), _sum(device) - _sum(stacked), _sum(kept) - _sum(device))
 
 

@@ -12,10 +12,11 @@ from qlora_jax.config import LoraSection
 from qlora_jax.lora import Target, resolve_targets
 from qlora_jax.lora.adapter import Adapter, AdapterScale, Shape, Site
 from qlora_jax.lora.kinds import KINDS
-from qlora_jax.models.blocks.linear import Linear
+from qlora_jax.models.blocks.linear import Weighted
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.decoder import Decoder
-from qlora_jax.models.table import Param, adaptable, linear_modules
+from qlora_jax.models.params import Param
+from qlora_jax.models.table import adaptable, linear_modules
 from qlora_jax.quant.mixed import layer_of, packed_part
 from qlora_jax.quant.nf4 import NF4Tensor
 
@@ -25,31 +26,30 @@ ADAPTER = nnx.Any(nnx.LoRAParam, AdapterScale)
 
 
 def add_adapters(model: Decoder, config: LoraSection, key: jax.Array, dtype=jnp.float32) -> dict[str, Target]:
-    """Gives the targeted layers of `model` their adapters, untrained, in place.
+    """Gives the targeted modules of `model` their adapters, untrained, in place.
 
     Returns:
       The adapted modules by Hugging Face path, with rank and scale.
 
     Raises:
-      ValueError: a target that matches nothing.
+      ValueError: a target that matches nothing, or dropout on experts.
     """
     targets = resolve_targets(config, linear_modules(model.config))
     for path, linear in linears(model):
         param = adaptable(model.config)[path]
-        own = {tensor.module: targets.get(tensor.module) for tensor in param.tensors()}
+        own = {module: targets.get(module) for module in param.modules}
         if any(own.values()):
             linear.lora = _untrained(config, param, own, key, Site(linear.weight.get_value, dtype))
     return targets
 
 
 def _untrained(config: LoraSection, param: Param, targets: dict[str, Target | None], key, whole: Site) -> Adapter:
-    kind = KINDS[config.variant].adapter
-    outputs, inputs = param.shape
-    shape = Shape(outputs, inputs, max(target.rank for target in targets.values() if target))
-    sites = [whole._replace(weight=_layer(whole, place, bool(param.stacked))) for place in range(len(targets))]
+    kind = KINDS[config.variant].of(param.experts)
+    shape = shape_of(param, max(target.rank for target in targets.values() if target))
+    sites = [whole._replace(weight=_layer(whole, place, bool(param.layers))) for place in range(len(targets))]
     parts = [kind.start(key, *pair, shape, site) for pair, site in zip(targets.items(), sites, strict=True)]
     scale = np.array([target.scale if target else 0.0 for target in targets.values()], np.float32)
-    if not param.stacked:
+    if not param.layers:
         return kind.of(parts[0], scale[0], config.dropout)
     return kind.of(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts), scale, config.dropout)
 
@@ -59,15 +59,21 @@ def _layer(whole: Site, place: int, stacked: bool) -> Callable[[], Any]:
     return (lambda: layer_of(whole.weight(), place)) if stacked else whole.weight
 
 
-def linears(model: Decoder) -> Iterator[tuple[str, Linear]]:
-    """Every linear layer of a decoder with its path."""
+def shape_of(param: Param, rank: int) -> Shape:
+    """What an adapter of a parameter's modules is to fit."""
+    outputs, inputs = param.shape
+    return Shape(outputs, inputs, rank, param.experts)
+
+
+def linears(model: Decoder) -> Iterator[tuple[str, Weighted]]:
+    """Every linear layer of a decoder, the experts' projections among them, with its path."""
     for path, node in nnx.iter_modules(model):
-        if isinstance(node, Linear):
+        if isinstance(node, Weighted):
             yield ".".join(map(str, path)), node
 
 
-def projections(model: Decoder) -> Iterator[tuple[str, Linear]]:
-    """The linear layers of the layers, each a stack, with their paths."""
+def projections(model: Decoder) -> Iterator[tuple[str, Weighted]]:
+    """The linear layers of the layers, each a stack with leading axes, with their paths."""
     params = adaptable(model.config)
     yield from ((path, linear) for path, linear in linears(model) if params[path].projection)
 
@@ -80,6 +86,6 @@ def packed_projection(model: Decoder) -> NF4Tensor | None:
 
 def adapter_count(config: ModelConfig, targets: dict[str, Target], variant: str = "lora") -> int:
     """Trainable parameters of the given targets, without what pads unequal ranks. `variant`: a key of KINDS."""
-    shapes = {tensor.module: param.shape for param in adaptable(config).values() for tensor in param.tensors()}
-    kind = KINDS[variant].adapter
-    return sum(kind.size(Shape(shapes[name][0], shapes[name][1], target.rank)) for name, target in targets.items())
+    params = {module: param for param in adaptable(config).values() for module in param.modules}
+    found = ((params[name], target.rank) for name, target in targets.items())
+    return sum(KINDS[variant].of(param.experts).size(shape_of(param, rank)) for param, rank in found)

@@ -1,4 +1,4 @@
-"""One decoder for every dense family: embedding, a scanned stack of layers, a norm, and an output head."""
+"""One decoder for every family: embedding, scanned segments of layers, a norm, and an output head."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,16 +10,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qlora_jax.config.pieces import FORWARD, Pieces
-from qlora_jax.models.blocks.attention import Context, document_lengths, document_starts
+from qlora_jax.kernels.experts.router import Balance
 from qlora_jax.models.blocks.block import below
+from qlora_jax.models.blocks.context import Context, document_lengths, document_starts
 from qlora_jax.models.blocks.embedding import Embedding
 from qlora_jax.models.blocks.layer import Layer
 from qlora_jax.models.blocks.linear import Frozen, Linear
-from qlora_jax.models.blocks.norm import RMSNorm
-from qlora_jax.models.cache import Cache
+from qlora_jax.models.blocks.norm import RMSNorm, normal
+from qlora_jax.models.blocks.per_layer import LayerInputs
+from qlora_jax.models.cache import Cache, fresh_key_values
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.rope import rope_tables
-from qlora_jax.models.scan import Unit, run_segment
+from qlora_jax.models.scan import BALANCE, Unit, run_segment
 from qlora_jax.models.segments import segments, stacks
 from qlora_jax.models.table import table
 
@@ -43,7 +45,9 @@ class Decoder(nnx.Module):
         self.embed_tokens = Embedding(values["embed_tokens.weight"], kind=kind)
         for stack in stacks(config):
             setattr(self, stack.name, Layer(config, stack.kind, below(values, stack.name), kind))
-        self.norm = RMSNorm(values["norm.weight"], eps=config.norm_eps, kind=kind)
+        own = config.per_layer
+        self.per_layer = LayerInputs(own, config, below(values, "per_layer"), kind) if own else None
+        self.norm = RMSNorm(values["norm.weight"], config.final_norm or config.norm, kind=kind)
         self.lm_head = None if config.tie_embeddings else Linear(values["lm_head.weight"], kind=kind)
 
     def hidden(
@@ -68,14 +72,28 @@ class Decoder(nnx.Module):
             through an MLP at once.
           key: turns adapter dropout on.
         """
+        return self.hidden_and_balance(tokens, positions, segments, embedded=embedded, pieces=pieces, key=key)[0]
+
+    def hidden_and_balance(
+        self, tokens: Int[Array, "B T"], positions=None, segments=None, *, embedded=None, pieces=FORWARD, key=None
+    ) -> tuple[Float[Array, "B T D"], Balance | None]:
+        """As `hidden`, and the sums of the experts' load-balancing loss; None where the configuration has no such loss.
+
+        Tokens of segment 0, which is padding, do not count in these.
+        """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         if segments is None:
             segments = jnp.ones_like(tokens)
-        rope = rope_tables(self.config, positions, document_lengths(positions, segments))
-        context = Context(rope, document_starts(segments), 0)
-        x = self._embed(tokens) if embedded is None else embedded
-        return self._run(x, context, None, pieces, key)[0]
+        ropes = self._ropes(positions, document_lengths(positions, segments))
+        counted = segments > 0 if self.config.balance else None
+        context = Context(positions, ropes, document_starts(segments), 0, counted=counted)
+        rows = self._rows(tokens) if embedded is None else embedded
+        kept: dict[str, Any] = dict(fresh_key_values(self.config, tokens.shape, rows.dtype))
+        if self.config.balance:
+            kept[BALANCE] = Balance.zero(self.config.experts)
+        x, kept = self._run(tokens, rows, context, kept, pieces, key)
+        return x, kept.get(BALANCE)
 
     def step(
         self,
@@ -96,9 +114,9 @@ class Decoder(nnx.Module):
         positions = jnp.reshape(start, (-1, 1)) + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(positions, tokens.shape)
         length = start + (tokens.shape[1] if counts is None else counts)
-        rope = rope_tables(self.config, positions, jnp.reshape(length, (-1, 1)))
-        context = Context(rope, jnp.zeros_like(tokens), start)
-        x, layers = self._run(self._embed(tokens), context, cache.layers, FORWARD, None, row)
+        ropes = self._ropes(positions, jnp.reshape(length, (-1, 1)))
+        context = Context(positions, ropes, jnp.zeros_like(tokens), start, counts, row)
+        x, layers = self._run(tokens, self._rows(tokens), context, cache.layers)
         return x, Cache(layers, length if row is None else cache.length.at[row].set(jnp.reshape(length, ())))
 
     def untie(self) -> None:
@@ -121,21 +139,35 @@ class Decoder(nnx.Module):
         """
         with jax.named_scope("lm_head"):
             head = self.head if size is None else self.head.outputs(start, size)
-            return head(hidden).astype(jnp.float32)
+            logits = head(hidden).astype(jnp.float32)
+        factor, cap = self.config.logit_multiplier, self.config.logit_soft_cap
+        logits = logits if factor == 1.0 else logits * factor
+        return cap * jnp.tanh(logits / cap) if cap else logits
 
     def __call__(self, tokens: Int[Array, "B T"], positions=None, segments=None) -> Float[Array, "B T V"]:
         """float32 logits of every position."""
         return self.logits(self.hidden(tokens, positions, segments))
 
-    def _embed(self, tokens):
+    def _rows(self, tokens):
         with jax.named_scope("embedding"):
             return self.embed_tokens(tokens)
 
-    def _run(self, x, context: Context, caches, pieces: Pieces, key, row=None):
+    def _embed(self, rows):
+        """x of the tokens' rows of the embedding."""
+        if self.config.embedding_multiplier != 1.0:
+            # As transformers does, the factor is rounded to the dtype of the rows.
+            rows *= jnp.asarray(self.config.embedding_multiplier, rows.dtype)
+        return normal(rows, self.config.norm.eps).astype(rows.dtype) if self.config.embedding_norm else rows
+
+    def _ropes(self, positions, lengths):
+        found = {layer.rope: None for layer in self.config.layers if layer.rope is not None}
+        return {rope: rope_tables(rope, positions, lengths) for rope in found}
+
+    def _run(self, tokens, rows, context: Context, caches: Mapping[str, Any], pieces: Pieces = FORWARD, key=None):
         """The normalised x after all layers, and the caches of the stacks by name with these tokens in them."""
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
-        written: dict[str, Any] = {}
+        x = self._embed(rows)
+        extra = None if self.per_layer is None else self.per_layer(tokens, x, key)
         for segment in segments(self.config):
-            x, own = run_segment(Unit(self, segment, context, row, pieces), x, caches, keys)
-            written |= own or {}
-        return self.norm(x), written or None
+            x, caches = run_segment(Unit(self, segment, context, pieces), x, caches, extra, keys)
+        return self.norm(x), caches

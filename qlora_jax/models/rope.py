@@ -6,37 +6,39 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qlora_jax.models.config import ModelConfig, RopeScaling
+from qlora_jax.models.specs import Rope, RopeScaling
 
 
-def frequencies(config: ModelConfig) -> np.ndarray:
-    """Angle per position of each pair of dimensions, float32 `[head_dim / 2]`, whatever the length of the text."""
-    plain = (1.0 / np.float32(config.rope_theta) ** _exponents(config)).astype(np.float32)
-    scaling = config.rope_scaling
+def frequencies(rope: Rope) -> np.ndarray:
+    """Angle per position of each pair of dimensions, float32 `[dims / 2]`, whatever the length of the text."""
+    plain = (1.0 / np.float32(rope.theta) ** _exponents(rope)).astype(np.float32)
+    scaling = rope.scaling
     if scaling.kind == "linear":
         return plain / np.float32(scaling.factor)
     if scaling.kind == "llama3":
         return _llama3(plain, scaling)
     if scaling.kind == "yarn":
-        return _yarn(plain, scaling, config.head_dim, config.rope_theta)
+        return _yarn(plain, scaling, rope.dims, rope.theta)
+    if scaling.kind == "proportional":
+        return np.where(np.arange(rope.dims // 2) < scaling.moving, plain / np.float32(scaling.factor), 0)
     return plain
 
 
-def frequencies_by_length(config: ModelConfig, lengths: Int[Array, "B S"]) -> Float[Array, "B S h"]:
+def frequencies_by_length(rope: Rope, lengths: Int[Array, "B S"]) -> Float[Array, "B S h"]:
     """The same for the kinds by which they depend on how many tokens the text has."""
-    scaling = config.rope_scaling
+    scaling = rope.scaling
     tokens = lengths[..., None].astype(jnp.float32)
     if scaling.kind == "longrope":
         short, long = (np.asarray(f, np.float32) for f in (scaling.short_factors, scaling.long_factors))
-        return jnp.asarray(frequencies(config)) / jnp.where(tokens > scaling.original_max_position, long, short)
+        return jnp.asarray(frequencies(rope)) / jnp.where(tokens > scaling.original_max_position, long, short)
     # A larger base for a longer text: "NTK-aware" interpolation.
-    original, dims = scaling.original_max_position, config.head_dim
+    original, dims = scaling.original_max_position, rope.dims
     stretch = scaling.factor * jnp.maximum(tokens, original) / original - (scaling.factor - 1)
-    return 1.0 / (config.rope_theta * stretch ** (dims / (dims - 2))) ** jnp.asarray(_exponents(config))
+    return 1.0 / (rope.theta * stretch ** (dims / (dims - 2))) ** jnp.asarray(_exponents(rope))
 
 
-def _exponents(config: ModelConfig) -> np.ndarray:
-    return np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+def _exponents(rope: Rope) -> np.ndarray:
+    return np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
 
 
 def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
@@ -62,14 +64,14 @@ def _yarn(plain: np.ndarray, scaling: RopeScaling, dims: int, theta: float) -> n
     return (plain / scaling.factor * stretched + plain * (1 - stretched)).astype(np.float32)
 
 
-def rope_tables(config: ModelConfig, positions: Int[Array, "B T"], lengths: Int[Array, "#B #T"]) -> tuple[Array, Array]:
-    """cos and sin of every position's angles, float32 `[B, T, 1, head_dim / 2]`.
+def rope_tables(rope: Rope, positions: Int[Array, "B T"], lengths: Int[Array, "#B #T"]) -> tuple[Array, Array]:
+    """cos and sin of every position's angles, float32 `[B, T, 1, dims / 2]`.
 
     Args:
       lengths: how many tokens each token's text has, as far as it is known; may be `[B, 1]` or `[1, 1]`.
     """
-    scaling = config.rope_scaling
-    by_pair = frequencies_by_length(config, lengths) if scaling.by_length else frequencies(config)
+    scaling = rope.scaling
+    by_pair = frequencies_by_length(rope, lengths) if scaling.by_length else frequencies(rope)
     angles = positions[..., None].astype(jnp.float32) * by_pair
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     if scaling.attention_factor == 1.0:
@@ -77,8 +79,15 @@ def rope_tables(config: ModelConfig, positions: Int[Array, "B T"], lengths: Int[
     return cos * np.float32(scaling.attention_factor), sin * np.float32(scaling.attention_factor)
 
 
-def rotate(x: Float[Array, "B T N H"], cos: Array, sin: Array) -> Float[Array, "B T N H"]:
-    """Rotates the first half of each head's dimensions against the second, as Hugging Face checkpoints expect."""
-    first, second = jnp.split(x, 2, axis=-1)
+def rotate(x: Float[Array, "B T N H"], cos: Array, sin: Array, *, pairs: bool = False) -> Float[Array, "B T N H"]:
+    """Rotates the first dimensions of each head, twice as many as `cos` has; the others stay as they are.
+
+    `pairs`: neighbours against each other; else, as most Hugging Face checkpoints expect, halves.
+    """
+    dims = 2 * cos.shape[-1]
+    x, rest = x[..., :dims], x[..., dims:]
     cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    first, second = (x[..., ::2], x[..., 1::2]) if pairs else jnp.split(x, 2, axis=-1)
+    turned = first * cos - second * sin, second * cos + first * sin
+    y = jnp.stack(turned, axis=-1).reshape(x.shape) if pairs else jnp.concatenate(turned, axis=-1)
+    return jnp.concatenate([y, rest], axis=-1) if rest.shape[-1] else y

@@ -1,6 +1,6 @@
 """Running a segment's layers: one scan, whose body is the segment's unit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,11 +10,15 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from qlora_jax.config.pieces import Pieces
-from qlora_jax.models.blocks.attention import Context
-from qlora_jax.models.segments import Segment
+from qlora_jax.models.blocks.context import Context, Own
+from qlora_jax.models.cache import source_of
+from qlora_jax.models.segments import Segment, Stack
+from qlora_jax.models.specs import Rope
 from qlora_jax.quant.packed import stays_whole
 
 LAYER_INPUT = "layer_input"
+# What stands among the caches where the balance of experts is asked for: the sums of all layers.
+BALANCE = "balance"
 # What the backward pass finds stored instead of computing it again; each layer's input is always stored: on the device,
 # or, by "offload", in the host's memory.
 REMAT_POLICIES = {
@@ -29,56 +33,99 @@ REMAT_POLICIES = {
 }
 
 
-def run_segment(unit: "Unit", x: Any, caches: dict[str, Any] | None, keys: Any) -> tuple[Any, dict[str, Any] | None]:
-    """x after all layers of the segment, and the caches of its stacks with these tokens in them.
+def run_segment(
+    unit: "Unit", x: Any, caches: Mapping[str, Any], extra: Any, keys: Any
+) -> tuple[Any, Mapping[str, Any]]:
+    """x after all layers of the segment, and the caches with these tokens in them.
 
     Args:
+      caches: by the names of stacks: of this segment's own, and of those that it borrows from; others are left alone.
+      extra: inputs `[L, …]` of all the decoder's layers, or None.
       keys: a dropout key for each layer of the decoder, or None.
     """
-    body: Any = unit
-    if unit.pieces.remat != "none":
-        body = jax.checkpoint(unit, policy=REMAT_POLICIES[unit.pieces.remat], prevent_cse=False)
-    own = None if caches is None else {stack.name: caches[stack.name] for stack in unit.segment}
-    return lax.scan(body, (x, own), unit.over(keys))[0]
+    used = {name: caches[name] for name in unit.cached if name in caches}
+    (x, used), _ = lax.scan(unit, (x, used), unit.over(extra, keys))
+    return x, {**caches, **used}
 
 
 class Unit:
     """The layers of a segment's unit, as the body of its scan."""
 
-    def __init__(self, model: Any, segment: Segment, context: Context, row, pieces: Pieces):
-        self.segment, self.windows = segment, model.config.windows
-        self.context, self.row, self.pieces = context, row, pieces
+    def __init__(self, model: Any, segment: Segment, context: Context, pieces: Pieces):
+        self.segment, self.config = segment, model.config
+        self.context, self.pieces = context, pieces
         split = [nnx.split(getattr(model, stack.name)) for stack in segment]
         self.graphdefs = [graphdef for graphdef, _ in split]
         self.states = [_sliced(state) for _, state in split]
+        self.sources = [source_of(model.config, stack) for stack in segment]
+        self.ropes = [self._ropes(stack) for stack in segment]
 
-    def over(self, keys):
-        """What the scan runs over: of each stack its slices, its indices, windows and dropout keys."""
+    @property
+    def cached(self) -> set[str]:
+        """The stacks whose caches the unit reads or writes, and what the layers add up."""
+        return {BALANCE, *(source.name for source in self.sources)}
+
+    def over(self, extra, keys):
+        """What the scan runs over: of each stack its slices, and what each layer has of its own."""
         return [
-            (
-                slices,
-                jnp.arange(len(stack.layers), dtype=jnp.int32),
-                jnp.asarray([self.windows[layer] for layer in stack.layers], jnp.int32),
-                None if keys is None else keys[_taken(stack.layers)],
-            )
-            for stack, (slices, _) in zip(self.segment, self.states, strict=True)
+            (slices, self._own(stack, ropes, extra, keys))
+            for stack, ropes, (slices, _) in zip(self.segment, self.ropes, self.states, strict=True)
         ]
 
     def __call__(self, carry, xs):
         x, caches = carry
-        for stack, graphdef, (_, layer_at), own in zip(self.segment, self.graphdefs, self.states, xs, strict=True):
-            sliced, index, window, key = own
-            x = checkpoint_name(x, LAYER_INPUT)
-            cache = None if caches is None else caches[stack.name].at_layer(index, self.row)
-            layer = nnx.merge(graphdef, layer_at(sliced, index))
-            x, cache = layer(x, self.context, window, cache, key, self.pieces)
-            caches = None if cache is None else {**caches, stack.name: cache.whole}
+        units = zip(self.segment, self.sources, self.ropes, self.graphdefs, self.states, xs, strict=True)
+        for stack, source, ropes, graphdef, (_, layer_at), (slices, own) in units:
+            cache = None
+            if source.name in caches:
+                # A layer that borrows reads the source's last layer.
+                place = own.place if source == stack else jnp.int32(len(source.layers) - 1)
+                cache = caches[source.name].at_layer(place, self.context.row)
+            x, cache, balance = self._recomputed(graphdef, layer_at, ropes)(x, slices, own, cache)
+            if balance is not None:
+                caches = {**caches, BALANCE: jax.tree.map(jnp.add, caches[BALANCE], balance)}
+            if cache is not None and source == stack:
+                caches = {**caches, stack.name: cache.whole}
         return (x, caches), None
 
+    def _recomputed(self, graphdef, layer_at: Callable, ropes: list[Rope]) -> Callable:
+        """A layer as a function, which the backward pass computes again: one layer's activations exist at a time."""
 
-def _taken(layers: range) -> slice:
-    """The layers of a stack as a slice along an axis of all layers."""
-    return slice(layers.start, layers.stop, layers.step)
+        def run(x, slices, own: Own, cache):
+            x = checkpoint_name(x, LAYER_INPUT)
+            layer = nnx.merge(graphdef, layer_at(slices, own.place))
+            return layer(x, self.context, own, self._rotation(ropes, own.rope), cache, self.pieces)
+
+        if self.pieces.remat == "none":
+            return run
+        # Of several layers in the body, XLA would compute all again before the first is needed: barriers keep them in
+        # turn. A body of one layer needs none.
+        several = len(self.segment) > 1
+        return jax.checkpoint(run, policy=REMAT_POLICIES[self.pieces.remat], prevent_cse=several)
+
+    def _ropes(self, stack: Stack) -> list[Rope]:
+        found = (self.config.layers[layer].rope for layer in stack.layers)
+        return list(dict.fromkeys(rope for rope in found if rope is not None))
+
+    def _own(self, stack: Stack, ropes: list[Rope], extra, keys) -> Own:
+        layers = [self.config.layers[layer] for layer in stack.layers]
+        which = [ropes.index(layer.rope) if layer.rope else 0 for layer in layers]
+        place = slice(stack.layers.start, stack.layers.stop, stack.layers.step)
+        return Own(
+            place=jnp.arange(len(layers), dtype=jnp.int32),
+            window=jnp.asarray([layer.window for layer in layers], jnp.int32),
+            rope=jnp.asarray(which, jnp.int32),
+            extra=None if extra is None else extra[place],
+            key=None if keys is None else keys[place],
+        )
+
+    def _rotation(self, ropes: list[Rope], which):
+        """cos and sin of the layer's rotation, and whether it rotates pairs; None where it has none."""
+        if not ropes:
+            return None
+        tables = [self.context.ropes[rope] for rope in ropes]
+        cos, sin = tables[0] if len(tables) == 1 else (jnp.stack(both)[which] for both in zip(*tables, strict=True))
+        return cos, sin, ropes[0].pairs
 
 
 def _sliced(state) -> tuple[list, Callable]:

@@ -6,9 +6,10 @@ segment, whose unit is one layer; one in which every fourth layer differs is a s
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from qlora_jax.models.config import LayerKind, ModelConfig
+from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.specs import LayerKind
 
 # What the only stack is called, and how the names of several begin.
 STACK = "layers"
@@ -35,10 +36,11 @@ Segment = tuple[Stack, ...]
 @functools.lru_cache(maxsize=64)
 def segments(config: ModelConfig) -> tuple[Segment, ...]:
     """The segments of a decoder, in the order in which they run."""
-    kinds, found, start = config.kinds, [], 0
-    while start < len(kinds):
-        unit, repeats = _longest(kinds[start:])
-        found.append([(range(start + i, start + unit * repeats, unit), kinds[start + i]) for i in range(unit)])
+    layers, found, start = config.layers, [], 0
+    alike = [layer.alike for layer in layers]
+    while start < len(layers):
+        unit, repeats = _longest(alike[start:])
+        found.append([(range(start + i, start + unit * repeats, unit), layers[start + i].kind) for i in range(unit)])
         start += unit * repeats
     single = len(found) == 1 and len(found[0]) == 1
     return tuple(
@@ -57,7 +59,7 @@ def in_stack(name: str) -> bool:
     return name == STACK or name.startswith(f"{STACK}_")
 
 
-def _longest(kinds: Sequence[LayerKind]) -> tuple[int, int]:
+def _longest(kinds: Sequence[Any]) -> tuple[int, int]:
     """(length, repeats) of the unit that covers most layers from the first on; of equal ones the shortest."""
     best = (1, 1)
     for unit in range(1, min(LONGEST_UNIT, len(kinds)) + 1):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import Array, Float
 
 from qlora_jax.config import Pieces
+from qlora_jax.kernels.experts.router import balance_loss
 from qlora_jax.models import Decoder
 
 # A batch on the device, `[B, T]` each: what the objective names, and `embedded`, the tokens' rows of the embedding
@@ -48,8 +49,18 @@ class Objective(Protocol):
 
 
 def hidden_states(model: Decoder, batch: Arrays, pieces: Pieces, key: Array | None = None) -> Float[Array, "B T D"]:
-    """The model's hidden states of a microbatch: the one place that runs a model on one."""
-    return model.hidden(
+    """The model's hidden states of a microbatch."""
+    return run_model(model, batch, pieces, key)[0]
+
+
+def run_model(
+    model: Decoder, batch: Arrays, pieces: Pieces, key: Array | None = None
+) -> tuple[Float[Array, "B T D"], Float[Array, ""] | None]:
+    """The model's hidden states of a microbatch, and its own loss beside the objective's: of how experts are used.
+
+    The one place that runs a model on a microbatch.
+    """
+    hidden, balance = model.hidden_and_balance(
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
@@ -57,3 +68,4 @@ def hidden_states(model: Decoder, batch: Arrays, pieces: Pieces, key: Array | No
         pieces=pieces,
         key=key,
     )
+    return hidden, None if balance is None else model.config.balance * balance_loss(balance)

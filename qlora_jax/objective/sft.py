@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qlora_jax.config import Pieces, VocabSlices
 from qlora_jax.models import Decoder
-from qlora_jax.objective.objective import MODEL_ARRAYS, Arrays, Measured, hidden_states
+from qlora_jax.objective.objective import MODEL_ARRAYS, Arrays, Measured, run_model
 from qlora_jax.objective.tokens import Logits, chunk_losses, in_chunks
 
 
@@ -24,16 +24,18 @@ class SFT:
         return {"loss": jnp.float32(0), "tokens": jnp.int32(0)}
 
     def measure(self, model: Decoder, batch: Arrays, pieces: Pieces, key: Array | None = None) -> Measured:
-        """`loss`: the sum over the scored tokens; `tokens`: their number."""
+        """`loss`: the sum over the scored tokens; `tokens`: their number. The total has the model's own loss, too."""
+        hidden, own = run_model(model, batch, pieces, key)
         total, count = next_token_loss(
-            hidden_states(model, batch, pieces, key),
+            hidden,
             batch["tokens"],
             batch["scored"],
             model.logits,
             chunk=pieces.loss_chunk,
             slices=pieces.vocab_slices(model.config.vocab_size),
         )
-        return Measured(total, {"loss": total, "tokens": count})
+        # Weighted as its tokens are, the model's own loss is a mean, too.
+        return Measured(total if own is None else total + own * count, {"loss": total, "tokens": count})
 
     def weight(self, sums: Mapping[str, Any]) -> Any:
         """The number of scored tokens, at least 1."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from qlora_jax.quant import int8, nf4
+from qlora_jax.quant import int8, mxfp4, nf4
 from qlora_jax.quant.int8.tensor import int8_shapes
+from qlora_jax.quant.mxfp4.tensor import mxfp4_shapes
 from qlora_jax.quant.nf4.layout import check_rows
 from qlora_jax.quant.nf4.tensor import packed_shapes
 
@@ -73,6 +74,19 @@ class Int8(Format):
         return int8_shapes(plain.shape, plain.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class MXFP4(Format):
+    """In 4-bit floats, with a power of two for each block of 32."""
+
+    name = "mxfp4"
+
+    def quantize(self, weight: jax.Array) -> mxfp4.MXFP4Tensor:
+        return mxfp4.quantize(weight)
+
+    def shapes(self, plain: jax.ShapeDtypeStruct) -> mxfp4.MXFP4Tensor:
+        return mxfp4_shapes(plain.shape, plain.dtype)
+
+
 PLAIN = Plain()
 # By the names that configurations, command lines and adapters' records have.
-FORMATS: dict[str, Format] = {one.name: one for one in (PLAIN, NF4(), Int8())}
+FORMATS: dict[str, Format] = {one.name: one for one in (PLAIN, NF4(), Int8(), MXFP4())}

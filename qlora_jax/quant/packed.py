@@ -4,7 +4,7 @@ Nothing outside quant/ and kernels/ asks what kind a weight is: it asks these fu
 """
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -26,7 +26,7 @@ class ByLayer(abc.ABC):
         """One layer by reference. `index` may be traced."""
 
 
-class Packed(abc.ABC):
+class Packed(ByLayer):
     """A weight `W[N, K]` in fewer bits, or a stack of them with leading axes `*L` (LAYER, EXPERT). A pytree.
 
     Attributes:
@@ -66,11 +66,58 @@ class Packed(abc.ABC):
     def slice_rows(self, start: int | Int[Array, ""], size: int) -> "Packed":
         """Of one matrix `size` rows from `start` on, which may be traced; raises as `take_rows`."""
 
+    def at_layer(self, index: Int[Array, ""]) -> Any:
+        """One layer of a stack by reference: its matrix, or its Experts where each layer has several."""
+        return Experts(self, index) if len(self.leading) > 1 else self.matrix(index)
+
+    def matrix(self, index: Int[Array, ""]) -> Any:
+        """One matrix of a stack with one leading axis, by reference; `kernels.linear.matmul` knows what it is."""
+        return PackedMatrix(self, index)
+
     def __getitem__(self, index: int) -> "Packed":
         """One weight (or a sub-stack) of a stack."""
         if not self.leading:
             raise IndexError(f"this {type(self).__name__} holds a single matrix: dequantize it to index its elements")
         return jax.tree.map(lambda a: a[index], self)
+
+
+class PackedMatrix(NamedTuple):
+    """One matrix of a stack, by reference: only what reads it slices it out.
+
+    Attributes:
+      stack: Packed, with one leading axis.
+      index: int32 scalar, which of the stack; may be traced.
+    """
+
+    stack: Any
+    index: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K) of the matrix."""
+        return self.stack.shape
+
+    def take(self) -> Packed:
+        """The matrix by itself: a copy of its arrays, unless XLA can fuse the slice into what reads it."""
+        return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, self.index, 0, keepdims=False), self.stack)
+
+
+class Experts(NamedTuple):
+    """The E experts of one layer, by reference into the stack of all layers' experts.
+
+    Attributes:
+      stack: Packed, with the leading axes (L, E).
+      layer: int32 scalar, which of the L; may be traced.
+    """
+
+    stack: Any
+    layer: Any
+
+    def matrix(self, index: Int[Array, ""]) -> Any:
+        """One expert, by reference. The stack is seen as one of L·E matrices, which moves nothing."""
+        layers, experts = self.stack.leading
+        flat = jax.tree.map(lambda a: a.reshape(layers * experts, *a.shape[2:]), self.stack)
+        return flat.matrix(self.layer * experts + index)
 
 
 # A plain array counts as a weight that is stored as it is; a HostTable has no rows on the device.
@@ -112,3 +159,19 @@ def slice_rows(weight: Weight, start: int | Int[Array, ""], size: int) -> Float[
 def dequantized(weight: Any) -> Any:
     """The weight as an array of its own dtype; an array as it is."""
     return weight.dequantize() if isinstance(weight, Packed) else weight
+
+
+def expert(weight: Any, index: Int[Array, ""]) -> Any:
+    """Matrix `index`, which may be traced, of one layer's experts; a packed one by reference.
+
+    Args:
+      weight: Experts, Packed `[E, …]`, or a plain array `[E, N, K]`.
+    """
+    if isinstance(weight, Packed | Experts):
+        return weight.matrix(index)
+    return lax.dynamic_index_in_dim(weight, index, 0, keepdims=False)
+
+
+def is_trainable(weight: Any) -> bool:
+    """Whether a weight, or a layer's experts, can be differentiated by: only what is stored as it is can."""
+    return not isinstance(weight, Packed | Experts | HostTable)

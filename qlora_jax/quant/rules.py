@@ -2,7 +2,7 @@
 
 import dataclasses
 import fnmatch
-from typing import Literal
+from typing import Any, Literal
 
 from qlora_jax.config import QuantSection
 from qlora_jax.quant.formats import FORMATS, NF4, PLAIN, Format
@@ -10,6 +10,8 @@ from qlora_jax.quant.formats import FORMATS, NF4, PLAIN, Format
 QUANT = ("auto", "none", "nf4")
 # The two tables that configurations name; every other matrix is a projection of a layer.
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
+# Of models with inputs of each layer's own: stored as the embedding is.
+LAYER_TABLE = "per_layer.embed_tokens_per_layer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +22,16 @@ class Rules:
       formats: (pattern of module paths, as `fnmatch` has them, format): the first that matches holds; none is plain.
       held: what becomes of the layers of a folder that packs any of them: "kept", those packed and those not;
         "completed", the others are packed too; "unpacked", all become plain.
+      experts: "held" in their folder's own format where it packs them; "formats", whatever it does.
     """
 
     formats: tuple[tuple[str, Format], ...] = ()
     held: Literal["kept", "completed", "unpacked"] = "kept"
+    experts: Literal["held", "formats"] = "held"
+
+    def unpacks(self, *, expert: bool) -> bool:
+        """Whether what a folder holds packed is unpacked when it is read."""
+        return self.held == "unpacked" or (expert and self.experts == "formats")
 
     def of(self, module: str) -> Format:
         """The format of the matrix of a module, such as "layers.self_attn.q_proj"."""
@@ -38,7 +46,11 @@ def packed(section: QuantSection, held: Literal["kept", "completed"] = "kept") -
     """NF4 for the projections, and for the two tables what the section says."""
     nf4 = NF4(section.double)
     formats = FORMATS | {nf4.name: nf4}
-    return Rules(((EMBEDDING, formats[section.embedding]), (HEAD, formats[section.lm_head]), ("*", nf4)), held)
+    tables = formats[section.embedding]
+    experts: Any = "formats" if section.experts == "nf4" else "held"
+    return Rules(
+        ((EMBEDDING, tables), (LAYER_TABLE, tables), (HEAD, formats[section.lm_head]), ("*", nf4)), held, experts
+    )
 
 
 def rules_for(quant: str, section: QuantSection | None = None) -> Rules:

@@ -18,7 +18,8 @@ from qlora_jax.io.adapter import Adapter
 from qlora_jax.io.build import abstract_model
 from qlora_jax.io.chat_template import read_chat_template
 from qlora_jax.io.checkpoint import Checkpoints
-from qlora_jax.io.export import export_bnb4, export_merged
+from qlora_jax.io.export import export_merged
+from qlora_jax.io.export_bnb4 import export_bnb4
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.hf import read_config, resolve_folder
 from qlora_jax.io.identity import SAMPLE

@@ -56,6 +56,7 @@ class Engine:
             max_length=sizes.max_length,
             slots=sizes.max_loras,
             rank=adapters.limits.rank,
+            expert_rank=adapters.limits.expert_rank,
         )
         log.info(f"memory on the device: {runner.needs}, and each step's own")
         self._lock = threading.Condition()

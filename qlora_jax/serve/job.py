@@ -9,7 +9,7 @@ from qlora_jax.serve.adapters.store import Want
 from qlora_jax.serve.request import Event, Finished, Listener, PromptScored, Request, Token
 from qlora_jax.serve.runner import Piece
 
-# What a row's keys and values were computed with where no adapter was.
+# What a row was computed with where no adapter was.
 BASE = "base"
 
 
@@ -21,7 +21,7 @@ class Job:
       want: the adapter that the request waits for; None for the base.
       cancelled: set from any thread; the engine looks at it between steps.
       slot: the adapter's place in the stacks.
-      cached: tokens of the prompt whose keys and values were there.
+      cached: tokens of the prompt that were in the cache already.
       pieces: what is still to be read of the prompt.
       scores: the prompt's tokens, where they are asked for.
       drawn: how many new tokens there are. last: the last of them.
@@ -69,8 +69,8 @@ class Row:
     """A row of the cache.
 
     Attributes:
-      key: the content hash of the adapter, or BASE, that its keys and values were computed with.
-      tokens: the tokens whose keys and values are there.
+      key: the content hash of the adapter, or BASE, that it was computed with.
+      tokens: exactly what the cache holds there: as keys and values, and as states after the last of them.
       job: whose turn it is; None where the row is free. What is there stays for the next that begins alike.
       used: counts on with every use.
     """
@@ -81,8 +81,8 @@ class Row:
     job: Job | None = None
     used: int = 0
 
-    def shared(self, key: str, prompt: Sequence[int]) -> int:
-        """How many of a prompt's first tokens are there already."""
+    def shared(self, key: str, prompt: Sequence[int], *, cuts: bool) -> int:
+        """How many of a prompt's first tokens are there already; with `cuts` false none if there are others behind."""
         if key != self.key:
             return 0
         same = 0
@@ -90,15 +90,18 @@ class Row:
             if own != other:
                 break
             same += 1
-        return same
+        return same if cuts or same == len(self.tokens) else 0
 
 
-def best_row(free: Sequence[Row], key: str, prompt: Sequence[int]) -> tuple[Row, int]:
+def best_row(free: Sequence[Row], key: str, prompt: Sequence[int], *, cuts: bool) -> tuple[Row, int]:
     """The free row that shares most with a prompt, else the one that was used longest ago; and how much it shares.
 
     At least one token is left to be read: its hidden state gives the next one.
+
+    Args:
+      cuts: whether a row can be cut back to its first tokens: keys and values can, a state cannot.
     """
-    shared = {row.index: min(row.shared(key, prompt), len(prompt) - 1) for row in free}
+    shared = {row.index: row.shared(key, prompt[:-1], cuts=cuts) for row in free}
     row = max(free, key=lambda row: (shared[row.index], -row.used))
     return row, shared[row.index]
 

@@ -50,6 +50,7 @@ def engine_of(
     limits = Limits(
         config=loaded.model.config,
         rank=sizes.max_rank,
+        expert_rank=sizes.max_expert_rank,
         nbytes=sizes.max_adapter_mb * MEGABYTE,
         dtype=DTYPES[chosen.dtype],
         base_hash=loaded.content_hash,

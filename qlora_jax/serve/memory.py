@@ -10,7 +10,7 @@ class Needs(NamedTuple):
 
     Attributes:
       base: the model.
-      texts: keys and values of all rows.
+      texts: keys and values, and states, of all rows.
       adapters: the stacks, as large with empty places as with full ones.
     """
 
@@ -34,5 +34,5 @@ def check_room(needs: Needs) -> None:
     if limit is not None and sum(needs) > limit:
         raise ValueError(
             f"serving needs {needs} on the device, and JAX may use {limit / 1e9:.2f} GB of this GPU: lower slots or "
-            "max_length for the texts, max_loras or max_rank for the adapters"
+            "max_length for the texts, max_loras, max_rank or max_expert_rank for the adapters"
         )

@@ -9,10 +9,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from qlora_jax.generation.sampling import RowSampling, sample_rows
+from qlora_jax.lora.experts import ExpertAdapterStack, RowExpertLoRA, RowExperts
 from qlora_jax.lora.rows import AdapterStack, RowAdapters, RowLoRA
 from qlora_jax.models.adapters import linears
 from qlora_jax.models.cache import Cache
 from qlora_jax.models.decoder import Decoder
+from qlora_jax.models.table import adaptable
 
 # The most of the likeliest tokens that a request can have beside each token.
 TOP_LOGPROBS = 20
@@ -28,6 +30,7 @@ class Rows(NamedTuple):
     Attributes:
       tokens: int32, the row's last token, which is read now, or DRAWN_BEFORE.
       lengths: how many tokens of the row are in the cache; as many as it has room for where the row does nothing.
+      counts: 1, or 0 where the row does nothing.
       slots: the adapter's place in the stacks, 0 for none.
       seeds: the two words of a request's seed.
       drawn: how many tokens the request has drawn before.
@@ -36,6 +39,7 @@ class Rows(NamedTuple):
 
     tokens: Int[Array, " B"]
     lengths: Int[Array, " B"]
+    counts: Int[Array, " B"]
     slots: Int[Array, " B"]
     sampling: RowSampling
     seeds: UInt32[Array, "B 2"]
@@ -49,7 +53,7 @@ class PromptPiece(NamedTuple):
     Attributes:
       row: int32, which row of the cache.
       tokens: `length` tokens and padding.
-      rows: of this row alone; `rows.tokens` is not used.
+      rows: of this row alone; `rows.tokens` and `rows.counts` are not used.
       targets: the token after each, whose log probability is computed if `scored`.
     """
 
@@ -77,12 +81,17 @@ class Drawn(NamedTuple):
     scores: Scores
 
 
-def with_adapters(graphdef: nnx.GraphDef, base: Any, stacks: dict[str, AdapterStack], slots) -> Decoder:
+def with_adapters(
+    graphdef: nnx.GraphDef, base: Any, stacks: dict[str, AdapterStack | ExpertAdapterStack], slots
+) -> Decoder:
     """The model whose rows take the adapters in `slots`, int32 `[B]`."""
     model: Decoder = nnx.merge(graphdef, *base)
+    params = adaptable(model.config)
     for path, linear in linears(model):
         if path in stacks:
-            linear.lora = RowLoRA(RowAdapters(stacks[path], slots))
+            # A loop over layers says which layer it is; what stands outside them has one.
+            own: Any = stacks[path], slots, None if params[path].layers else jnp.int32(0)
+            linear.lora = RowExpertLoRA(RowExperts(*own)) if params[path].experts else RowLoRA(RowAdapters(*own))
     return model
 
 
@@ -94,7 +103,7 @@ def decode(graphdef, base, stacks, texts, before: Int[Array, " B"], rows: Rows) 
     """
     model = with_adapters(graphdef, base, stacks, rows.slots)
     tokens = jnp.where(rows.tokens == DRAWN_BEFORE, before, rows.tokens)
-    hidden, cache = model.step(tokens[:, None], Cache(texts, rows.lengths))
+    hidden, cache = model.step(tokens[:, None], Cache(texts, rows.lengths), rows.counts)
     return cache.layers, draw(model.logits(hidden[:, 0]), rows)
 
 
@@ -142,11 +151,11 @@ def _empty(length: int, vocabulary: int) -> Scores:
     return Scores(jnp.zeros(length), jnp.zeros(top, jnp.int32), jnp.zeros(top))
 
 
-def install(stack: AdapterStack, slot, A: Float[Array, "L r K"], B: Float[Array, "L N r"], scale) -> AdapterStack:
+def install(stack: Any, slot, A: Float[Array, "L *E r K"], B: Float[Array, "L *E N r"], scale) -> Any:
     """The stack with another adapter in one slot, padded with zeros to the stack's rank; written in place."""
-    missing = stack.A.shape[2] - A.shape[1]
-    A, B = jnp.pad(A, ((0, 0), (0, missing), (0, 0))), jnp.pad(B, ((0, 0), (0, 0), (0, missing)))
-    return AdapterStack(stack.A.at[:, slot].set(A), stack.B.at[:, slot].set(B), stack.scale.at[:, slot].set(scale))
+    missing, rest = (0, stack.A.shape[-2] - A.shape[-2]), [(0, 0)] * (A.ndim - 2)
+    A, B = jnp.pad(A, (*rest, missing, (0, 0))), jnp.pad(B, (*rest, (0, 0), missing))
+    return type(stack)(stack.A.at[:, slot].set(A), stack.B.at[:, slot].set(B), stack.scale.at[:, slot].set(scale))
 
 
 def clear(texts: dict[str, Any], row) -> dict[str, Any]:

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qlora_jax.lora.experts import ExpertAdapterStack
+from qlora_jax.lora.low_rank import stack_pairs
 from qlora_jax.lora.rows import AdapterStack
-from qlora_jax.models.cache import empty_cache
+from qlora_jax.models.adapters import shape_of
+from qlora_jax.models.cache import can_be_cut, empty_cache
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.table import Param, adaptable
+from qlora_jax.models.params import Param
+from qlora_jax.models.table import adaptable
 from qlora_jax.serve import programs
 from qlora_jax.serve.memory import check_room, needs_of
 from qlora_jax.serve.programs import SCORED_AT_ONCE, Drawn, PromptPiece, Rows, Scores
@@ -24,7 +28,10 @@ LONGEST_PIECE = 512
 
 
 class Weights(NamedTuple):
-    """One linear layer's adapter in host memory: A `[L, r, K]`, B `[L, N, r]` and scale, float32 `[L]`."""
+    """One linear layer's adapter in host memory: A `[L, r, K]`, B `[L, N, r]` and scale, float32 `[L]`.
+
+    Of experts A `[L, E, r, K]` and B `[L, E, N, r]`. L is 1 for what stands outside the layers.
+    """
 
     A: Any
     B: Any
@@ -76,22 +83,24 @@ class Runner:
       max_length: tokens of the longest text.
       slots: adapters that the device holds at once.
       rank: the largest rank of an adapter.
+      expert_rank: the same on experts; 0 where these take none.
 
     Attributes:
       needs: what all this takes of the device's memory.
+      cuts: whether what a row holds can be cut back to its first tokens; else it is kept whole or not at all.
 
     Raises:
       ValueError: more than the device has.
     """
 
-    def __init__(self, base: Base, *, rows: int, max_length: int, slots: int, rank: int):
-        self.config, self.rows, self.slots, self.rank = base.config, rows, slots, rank
+    def __init__(self, base: Base, *, rows: int, max_length: int, slots: int, rank: int, expert_rank: int = 0):
+        self.config, self.rows, self.slots = base.config, rows, slots
+        self._served = served(base.config, rank, expert_rank)
         # A piece is written whole, padding too: the smallest fits after any text that is not complete.
         self.length = -(-max_length // SMALLEST_PIECE) * SMALLEST_PIECE + SMALLEST_PIECE
         longest = min(LONGEST_PIECE, 1 << (max_length - 1).bit_length())
         self.sizes = [size for size in powers(SMALLEST_PIECE, LONGEST_PIECE) if size <= max(longest, SMALLEST_PIECE)]
-        self.ranks = [0, *powers(min(8, rank), rank)]
-        self.base = base.state
+        self.base, self.cuts = base.state, can_be_cut(base.config)
         self._programs = Programs.of(base.graphdef)
         self._compiled_before = self._programs.compiled
         self.dtype = nnx.merge(base.graphdef, *self.base).embed_tokens.weight.get_value().dtype
@@ -110,18 +119,20 @@ class Runner:
         start = *self._empty(), jnp.zeros(self.rows, jnp.int32)
         self.texts, self.stacks, self._drawn = jax.device_put(start, jax.local_devices()[0])
 
-    def _empty(self) -> tuple[dict[str, Any], dict[str, AdapterStack]]:
-        """Keys and values of no text, and stacks without adapters."""
+    def _empty(self) -> tuple[dict[str, Any], dict[str, AdapterStack | ExpertAdapterStack]]:
+        """The cache of no text, and stacks without adapters."""
         cache = empty_cache(self.config, self.rows, self.length, self.dtype)
-        return cache.layers, empty_stacks(self.config, self.slots + 1, self.rank, self.dtype)
+        return cache.layers, empty_stacks(self._served, self.slots + 1, self.dtype)
 
     def warm_up(self) -> None:
         """Compiles every program that serving will need, and leaves no trace in the cache's rows or the stacks."""
         for size in self.sizes:
             self.prefill(0, np.zeros(1, np.int32), Piece(0, 1, size), idle_rows(1, 0), scored=False)
         self.decode(idle_rows(self.rows, self.length))
-        for rank in self.ranks:
-            self.install(0, {path: no_weights(self.config, path, rank, self.dtype) for path in self.stacks})
+        ranks = {path: padded_ranks(most) for path, (_, most) in self._served.items()}
+        for rank in sorted(set().union(*ranks.values())):
+            fitting = [path for path, own in ranks.items() if rank in own]
+            self.install(0, {path: self._no_weights(path, rank) for path in fitting})
         self.clear(0)
 
     def pieces(self, start: int, end: int) -> list[Piece]:
@@ -156,9 +167,15 @@ class Runner:
     def install(self, slot: int, adapter: Mapping[str, Weights]) -> None:
         """Puts an adapter into a slot of the stacks; layers that it lacks get zeros."""
         for path, stack in self.stacks.items():
-            weights = adapter.get(path) or no_weights(self.config, path, 0, self.dtype)
+            weights = adapter.get(path) or self._no_weights(path, 0)
             A, B, scale = jax.device_put(weights, jax.local_devices()[0])
             self.stacks[path] = self._programs.install(stack, np.int32(slot), A, B, scale)
+
+    def _no_weights(self, path: str, rank: int) -> Weights:
+        param, _ = self._served[path]
+        layers = max(len(param.layers), 1)
+        parts = stack_pairs([None] * layers, shape_of(param, rank), self.dtype)
+        return Weights(*parts, np.zeros(layers, np.float32))
 
     def clear(self, row: int) -> None:
         """Empties a row of the cache."""
@@ -183,30 +200,38 @@ def powers(first: int, last: int) -> list[int]:
     return found
 
 
-def served(config: ModelConfig) -> dict[str, Param]:
-    """Every linear layer that takes adapters when served, by path: the decoder's projections."""
-    return {module: param for module, param in adaptable(config).items() if param.projection}
+def served(config: ModelConfig, rank: int, expert_rank: int) -> dict[str, tuple[Param, int]]:
+    """What takes adapters when served, by path, and the largest rank there: all linear layers but the output layer.
+
+    Experts only where `expert_rank` is not 0: their adapters are large, and every slot takes the memory of one.
+    """
+    params = {path: param for path, param in adaptable(config).items() if param.role != "head"}
+    limits = {path: expert_rank if param.experts else rank for path, param in params.items()}
+    return {path: (param, limits[path]) for path, param in params.items() if limits[path]}
 
 
-def empty_stacks(config: ModelConfig, slots: int, rank: int, dtype) -> dict[str, AdapterStack]:
-    """Stacks of zeros for every linear layer of the decoder."""
-
-    def stack(param: Param) -> AdapterStack:
-        (layers,), (n, k) = param.leading, param.shape
-        A, B = jnp.zeros((layers, slots, rank, k), dtype), jnp.zeros((layers, slots, n, rank), dtype)
-        return AdapterStack(A, B, jnp.zeros((layers, slots), jnp.float32))
-
-    return {path: stack(param) for path, param in served(config).items()}
+def padded_ranks(limit: int) -> list[int]:
+    """The ranks that adapters are padded to. Few: each is a program of its own that puts an adapter into the stacks."""
+    return [0, *powers(min(8, limit), limit)]
 
 
-def no_weights(config: ModelConfig, path: str, rank: int, dtype) -> Weights:
-    """An adapter of zeros for one linear layer."""
-    (layers,), (n, k) = served(config)[path].leading, served(config)[path].shape
-    return Weights(np.zeros((layers, rank, k), dtype), np.zeros((layers, n, rank), dtype), np.zeros(layers, np.float32))
+def empty_stacks(
+    places: Mapping[str, tuple[Param, int]], slots: int, dtype
+) -> dict[str, AdapterStack | ExpertAdapterStack]:
+    """Stacks without adapters for what `served` gave."""
+
+    def stack(param: Param, rank: int) -> AdapterStack | ExpertAdapterStack:
+        n, k = param.shape
+        leading = (max(len(param.layers), 1), slots)
+        own = (*leading, param.experts) if param.experts else leading
+        A, B = jnp.zeros((*own, rank, k), dtype), jnp.zeros((*own, n, rank), dtype)
+        return (ExpertAdapterStack if param.experts else AdapterStack)(A, B, jnp.zeros(leading, jnp.float32))
+
+    return {path: stack(*place) for path, place in places.items()}
 
 
 def idle_rows(rows: int, length: int) -> Rows:
-    """The inputs of rows that do nothing: a full row takes no more tokens."""
+    """The inputs of rows that do nothing: a full row takes no more keys and values, no token comes into its state."""
 
     def filled(value, dtype: Any = np.int32, shape: tuple[int, ...] = (rows,)) -> Any:
         return np.full(shape, value, dtype)
@@ -214,6 +239,7 @@ def idle_rows(rows: int, length: int) -> Rows:
     return Rows(
         tokens=filled(0),
         lengths=filled(length),
+        counts=filled(0),
         slots=filled(0),
         sampling=programs.RowSampling(filled(0, np.float32), filled(0), filled(1, np.float32)),
         seeds=filled(0, np.uint32, (rows, 2)),

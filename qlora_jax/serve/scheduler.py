@@ -69,8 +69,8 @@ class Scheduler:
         """One piece of one prompt and one token for every text; False where there was nothing to do.
 
         The device gets its next work before the tokens of the last step are looked at, and need not wait for us. A text
-        that turns out to have ended is thereby written one token too far, which nobody sees: the row's length says
-        what counts.
+        that turns out to have ended is thereby read one token too far. Nobody hears of the token after it, and it stays
+        in the row as what it is, the text's last.
         """
         self._drop_cancelled()
         while self._admit():
@@ -185,7 +185,7 @@ class Scheduler:
             key = self.device.slots[slot - 1].key or ""
             self.store.release(job.want)
         prompt = job.request.prompt
-        row, shared = best_row(free, key, prompt)
+        row, shared = best_row(free, key, prompt, cuts=self.runner.cuts)
         if job.request.score_prompt:
             shared = 0  # scores come from hidden states, which are not kept
         job.began = time.monotonic()
@@ -254,12 +254,13 @@ class Scheduler:
         job, token = row.job, int(drawn.tokens[place])
         assert job
         if not drawn.sound[place]:
+            self._finish(row, "failed", UNSOUND, refused=True)
             # What is not finite in the cache would reach the row's next text.
             self.runner.clear(row.index)
             row.key, row.tokens = "", []
-            self._finish(row, "failed", UNSOUND, refused=True)
         elif token in self.stop_ids:
             ended = token_of(job, token, drawn.scores, place) if wants_scores(job) else None
+            job.last = token
             self._finish(row, "stop", token=ended)
         else:
             job.last, job.drawn = token, job.drawn + 1
@@ -273,6 +274,8 @@ class Scheduler:
         assert job
         if row in self._reading:
             self._reading.remove(row)
+        if job.ahead:
+            row.tokens.append(job.last)  # the step under way reads it into the row, wanted or not
         self.device.release(job.slot)
         row.job, row.used = None, max(row.used for row in self.rows) + 1
         self.seconds += (time.monotonic() - job.began - self.seconds) / 8

@@ -35,18 +35,20 @@ class Sizes:
       slots: rows, that is texts that are written at once.
       max_loras: adapters that the device holds at once.
       max_rank: the largest rank of an adapter; each takes the memory of this one on the device.
+      max_expert_rank: the same on the experts of a mixture; 0 serves these as they are, and takes no memory for them.
       max_length: tokens of the longest text, prompt and answer together.
       queue: requests that may wait for a row.
       host_adapters: adapters that are kept in host memory.
       max_adapter_mb: the largest file of an adapter's weights, in megabytes.
 
     Raises:
-      ValueError: a size below 1.
+      ValueError: a size below 1, or max_expert_rank below 0.
     """
 
     slots: int = 8
     max_loras: int = 8
     max_rank: int = 64
+    max_expert_rank: int = 0
     max_length: int = 2048
     queue: int = 64
     host_adapters: int = 64
@@ -54,9 +56,9 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(Sizes):
-            size = getattr(self, item.name)
-            if size < 1:
-                raise ValueError(f"{item.name} must be at least 1, got {size}")
+            size, least = getattr(self, item.name), int(item.name != "max_expert_rank")
+            if size < least:
+                raise ValueError(f"{item.name} must be at least {least}, got {size}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ def inputs_of(rows: Mapping[int, Row], places: int, length: int) -> Rows:
 def _fill(given: Rows, place: int, row: Row, job: Job) -> None:
     sampling: RowSampling = given.sampling
     given.tokens[place] = DRAWN_BEFORE if job.ahead else job.last
-    given.lengths[place], given.slots[place] = len(row.tokens) + job.ahead, job.slot
+    given.lengths[place], given.counts[place] = len(row.tokens) + job.ahead, 1
+    given.slots[place] = job.slot
     sampling.temperature[place] = job.request.sampling.temperature
     sampling.top_k[place], sampling.top_p[place] = job.request.sampling.top_k, job.request.sampling.top_p
     seed = job.request.seed % 2**64

@@ -13,10 +13,9 @@ import optax
 from flax import nnx
 
 from qlora_jax.config import Config
-from qlora_jax.io.hf import LoadedModel, load_model, random_model, read_config, resolve_folder
+from qlora_jax.io.hf import LoadedModel, load_model, open_tensors, random_model, read_config, resolve_folder
 from qlora_jax.io.json_object import read_object
 from qlora_jax.io.packing import Forms, folder_forms, stated_forms
-from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.lora import Target
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.models.blocks.linear import Frozen
@@ -96,9 +95,9 @@ def planned_forms(config: Config, model_config: ModelConfig) -> Forms:
     if config.method != "qlora" or config.model.weights == "random" or not file.is_file():
         return {}
     try:
-        return folder_forms(model_config, TensorFolder(source))
+        return folder_forms(model_config, open_tensors(source), experts=config.quant.experts == "held")
     except FileNotFoundError:  # a plan needs config.json alone
-        return stated_forms(model_config, read_object(file))
+        return stated_forms(model_config, read_object(file)) if config.quant.experts == "held" else {}
 
 
 def base_folder(config: Config) -> Path | None:

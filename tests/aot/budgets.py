@@ -22,7 +22,7 @@ from qlora_jax.models.cache import empty_cache
 from qlora_jax.quant.nf4 import NF4Layer, NF4Tensor
 from qlora_jax.quant.nf4.tensor import packed_shapes
 from qlora_jax.quant.rules import packed
-from qlora_jax.serve.runner import SMALLEST_PIECE, Programs, empty_stacks, idle_rows
+from qlora_jax.serve.runner import SMALLEST_PIECE, Programs, empty_stacks, idle_rows, served
 from tests.aot.calls import MOSAIC, TRITON
 from tests.aot.sass import Kernel
 
@@ -91,7 +91,7 @@ def serve_step() -> Program:
     geometry = read_config(Path(config_7b().model.geometry))
     graphdef, base = nnx.split(abstract_model(geometry, rules=packed(QuantSection())))
     cache = jax.eval_shape(lambda: empty_cache(geometry, 16, 1024 + SMALLEST_PIECE, "bfloat16"))
-    stacks = jax.eval_shape(lambda: empty_stacks(geometry, 9, 16, "bfloat16"))
+    stacks = jax.eval_shape(lambda: empty_stacks(served(geometry, 16, 0), 9, "bfloat16"))
     rows = jax.eval_shape(lambda: idle_rows(16, cache.layers["layers"].k.shape[3]))
     return Programs(graphdef).decode, ((base,), stacks, cache.layers, rows.tokens, rows)
 

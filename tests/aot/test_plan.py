@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlora_jax.cli.plan import main
-from qlora_jax.config import load_config
+from qlora_jax.config import Config, ModelSection, TrainSection, load_config
 from qlora_jax.device.facts import device_bytes
 from qlora_jax.io.hf import read_config
 from qlora_jax.memory.compile import compile_for
@@ -16,6 +16,31 @@ from qlora_jax.memory.train_step import abstract_train_step
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("cuda_wheels")
+
+# Eight layers with the sizes of Qwen3.5-9B and LFM2-2.6B, and fewer tokens.
+HYBRIDS = {
+    "qwen3_5": dict(
+        model_type="qwen3_5_text",
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=12_288,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=256,
+    ),
+    "lfm2": dict(
+        model_type="lfm2",
+        vocab_size=32_000,
+        hidden_size=2560,
+        intermediate_size=10_752,
+        num_hidden_layers=8,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        layer_types=["conv", "conv", "conv", "full_attention"] * 2,
+        block_auto_adjust_ff_dim=False,
+    ),
+}
 
 
 @pytest.fixture
@@ -46,6 +71,21 @@ def test_the_arithmetic_is_within_a_tenth_of_the_compiled_peak(name, gpu, overri
     step, arguments = abstract_train_step(config)
     compiled = device_bytes(compile_for(step, arguments, gpu))
     arithmetic = plan(config, read_config(Path(config.model.geometry)))
+    assert arithmetic.arguments == compiled["arguments"]
+    assert arithmetic.peak == pytest.approx(compiled["peak"], rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2"])
+def test_a_unit_of_several_layers_is_within_a_tenth_of_the_compiled_peak(name, tmp_path):
+    """Layers of a hybrid come back one after the other, and not all of a unit at once."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(HYBRIDS[name]))
+    config = Config(
+        model=ModelSection(weights="random", geometry=str(file)), train=TrainSection(batch_size=1, seq_len=2048)
+    )
+    step, arguments = abstract_train_step(config)
+    compiled = device_bytes(compile_for(step, arguments, "h200"))
+    arithmetic = plan(config, read_config(file))
     assert arithmetic.arguments == compiled["arguments"]
     assert arithmetic.peak == pytest.approx(compiled["peak"], rel=0.1)
 

@@ -1,6 +1,5 @@
 """The stated number of operations is what the traced step contains."""
 
-import dataclasses
 import math
 
 import jax
@@ -14,9 +13,9 @@ from qlora_jax.io.build import abstract_model
 from qlora_jax.models.adapters import add_adapters
 from qlora_jax.objective.sft import next_token_loss
 from qlora_jax.quant.rules import packed
-from tests import tiny_config
+from tests.tiny_config import windowed
 
-CONFIG = dataclasses.replace(tiny_config.CONFIG, windows=(0, 0, 0))
+CONFIG = windowed(0, 0, 0)
 BATCH, LENGTH, CHUNK, RANK = 2, 24, 16, 4
 
 

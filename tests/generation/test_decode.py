@@ -1,7 +1,5 @@
 """The decode loop: a prompt is continued as it is alone, whatever stands beside it."""
 
-import dataclasses
-
 import jax
 import pytest
 from flax import nnx
@@ -11,7 +9,7 @@ from qlora_jax.generation.decode import _padded
 from qlora_jax.io.hf import random_model
 from tests import tiny_config
 
-CONFIG = dataclasses.replace(tiny_config.CONFIG, num_layers=2, windows=(0, 0))
+CONFIG = tiny_config.windowed(0, 0)
 LONG, SHORT, OTHER = [5, 6, 7, 8, 9], [11, 3], [2, 90]
 
 

@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 
+from tests.families.conftest import checkpoint as family  # noqa: F401
 from tests.io.adapters import written_by_peft
 
 

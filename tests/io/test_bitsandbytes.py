@@ -12,7 +12,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from qlora_jax.io.bitsandbytes import form, holds, quantization_config, read, write
-from qlora_jax.io.export import export_bnb4
+from qlora_jax.io.export_bnb4 import export_bnb4
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.quant.nf4 import dequantize, quantize
 from tests.io.torch_model import load, logits

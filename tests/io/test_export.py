@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from qlora_jax.config import LoraSection, QuantSection
 from qlora_jax.io import shards
 from qlora_jax.io.adapter import Adapter
-from qlora_jax.io.export import export_bnb4, export_merged
+from qlora_jax.io.export import export_merged
+from qlora_jax.io.export_bnb4 import export_bnb4
 from qlora_jax.io.hf import load_model
 from qlora_jax.lora.low_rank import Pair
 from qlora_jax.quant import int8

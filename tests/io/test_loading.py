@@ -11,7 +11,7 @@ from flax import nnx
 
 from qlora_jax.config import QuantSection
 from qlora_jax.io.build import abstract_model
-from qlora_jax.io.export import export_bnb4
+from qlora_jax.io.export_bnb4 import export_bnb4
 from qlora_jax.io.hf import load_model, resolve_folder
 from qlora_jax.quant.int8 import Int8Tensor
 from qlora_jax.quant.nf4 import NF4Tensor, dequantize, quantize

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from qlora_jax.config import Config, ModelSection, QuantSection
 from qlora_jax.io.build import abstract_model
-from qlora_jax.io.export import export_bnb4, export_merged
+from qlora_jax.io.export import export_merged
+from qlora_jax.io.export_bnb4 import export_bnb4
 from qlora_jax.io.hf import load_model, read_config
 from qlora_jax.io.packing import all_packed, folder_forms, kept_names, stated_forms
 from qlora_jax.io.safetensors import TensorFolder

@@ -32,9 +32,11 @@ def test_a_field_of_a_wrong_kind_is_named_or_harmless(field, family):
             assert field in words or "number of attention heads" in words, (value, words)
             assert "\n" not in words
         else:
-            sizes = (config.vocab_size, config.hidden_size, config.num_layers, config.head_dim, config.max_position)
+            layer = config.layers[0]
+            head_dim = layer.kind.mixer.head_dim
+            sizes = (config.vocab_size, config.hidden_size, config.num_layers, head_dim, config.max_position)
             assert all(type(size) is int and size > 0 for size in sizes), value
-            assert 0 < config.rope_theta < math.inf and config.rope_scaling.kind in ("default", "linear"), value
+            assert 0 < layer.rope.theta < math.inf and layer.rope.scaling.kind in ("default", "linear"), value
 
 
 def test_nulls():
@@ -42,20 +44,21 @@ def test_nulls():
         parse_config(BASE | {"rope_theta": None})
     with pytest.raises(ValueError, match="vocab_size"):
         parse_config(BASE | {"vocab_size": None})
-    assert parse_config(BASE | {"num_key_value_heads": None}).num_kv_heads == BASE["num_attention_heads"]
+    plain = parse_config(BASE | {"num_key_value_heads": None}).kinds[0].mixer
+    assert plain.kv_heads == plain.heads == BASE["num_attention_heads"]
     assert parse_config(BASE | {"head_dim": None, "rope_scaling": None}) == parse_config(BASE)
 
 
 def test_activations():
-    assert parse_config(BASE | {"hidden_act": "swish"}) == parse_config(BASE)
-    with pytest.raises(NotImplementedError, match="hidden_act 'gelu' is not supported, only 'silu'"):
-        parse_config(BASE | {"hidden_act": "gelu"})
+    assert parse_config(BASE | {"hidden_act": "gelu"}).kinds[0].feed_forward.activation == "gelu"
+    with pytest.raises(NotImplementedError, match="hidden_act 'relu6' is not supported, only 'silu'"):
+        parse_config(BASE | {"hidden_act": "relu6"})
 
 
 def test_layers_that_slide():
     values = BASE | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}
     kinds = ["full_attention", "sliding_attention", "full_attention"]
-    assert parse_config(values | {"layer_types": kinds}).windows == (0, 8, 0)
+    assert parse_config(values | {"layer_types": kinds}).layers[1].window == 8
     with pytest.raises(ValueError, match="names sliding_attention, but sliding_window is null"):
         parse_config(values | {"layer_types": kinds, "sliding_window": None})
     with pytest.raises((ValueError, NotImplementedError), match="layer_types"):
@@ -69,7 +72,7 @@ def test_layers_that_slide():
         ("{", "is no JSON"),
         ("[" * 200_000, "is no JSON"),
         (" " * (LARGEST + 1), "has .* bytes, at most"),
-        (json.dumps(BASE | {"model_type": ["llama"]}), "model_type .*is not supported; these are: llama"),
+        (json.dumps(BASE | {"model_type": ["llama"]}), "model_type .*is not supported; these are: ernie"),
         (json.dumps(BASE | {"model_type": None}), "model_type None is not supported"),
         (json.dumps(BASE | {"quantization_config": [1]}), "quantization_config is .1., expected an object"),
     ],

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax.io.export import export_bnb4, export_merged
+from qlora_jax.io.export import export_merged
+from qlora_jax.io.export_bnb4 import export_bnb4
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.peft import attach_adapter, read_adapter
 from qlora_jax.io.safetensors import TensorFolder

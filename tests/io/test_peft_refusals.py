@@ -34,7 +34,7 @@ UNSUPPORTED = {
     "modules_to_save": (["lm_head"], r"modules_to_save=\['lm_head'\] is not supported"),
     "peft_type": ("LOHA", "peft_type 'LOHA' is not supported, only 'LORA'"),
     "lora_bias": (True, "lora_bias=True is not supported"),
-    "target_parameters": (["x"], r"target_parameters=\['x'\] is not supported"),
+    "target_parameters": (["mlp.gate.weight"], "target_parameters names 'mlp.gate.weight', a router or another array"),
     "init_lora_weights": (
         "pissa",
         "init_lora_weights='pissa' changes the base model's weights: convert the adapt",

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from qlora_jax.config import LoraSection
 from qlora_jax.io.adapter import check_base
-from qlora_jax.io.export import export_bnb4, export_merged
+from qlora_jax.io.export import export_merged
+from qlora_jax.io.export_bnb4 import export_bnb4
 from qlora_jax.io.hf import load_model
 from qlora_jax.io.identity import SAMPLE, BaseHash
 from qlora_jax.io.peft import TrainedOn, read_adapter, write_adapter

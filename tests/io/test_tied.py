@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qlora_jax.io.export import export_bnb4, export_merged
+from qlora_jax.io.export import export_merged
+from qlora_jax.io.export_bnb4 import export_bnb4
 from qlora_jax.io.hf import load_model, read_config
 from qlora_jax.io.save import write_model
 from qlora_jax.quant.rules import rules_for

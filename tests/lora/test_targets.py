@@ -42,6 +42,43 @@ def test_what_a_target_matches(targets, expected):
     assert list(resolve_targets(LoraSection(targets=targets), MODULES)) == expected
 
 
+MIXTURE = [
+    *(f"model.layers.1.{p}" for p in ("self_attn.q_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")),
+    *("model.layers.0.mlp.down_proj", "model.layers.1.router.proj", "lm_head"),
+]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all-linear", [MIXTURE[0], MIXTURE[3]]),
+        (("down_proj",), [MIXTURE[3]]),
+        (("experts.down_proj",), [MIXTURE[2]]),
+        (("mlp.experts.gate_up_proj", "down_proj"), [MIXTURE[1], MIXTURE[3]]),
+        ((MIXTURE[2],), [MIXTURE[2]]),
+        (r".*\.mlp\..*", [MIXTURE[3]]),
+        (r".*\.experts\..*", MIXTURE[1:3]),
+        (("proj",), [MIXTURE[4]]),
+    ],
+)
+def test_experts_are_asked_for_by_name(targets, expected):
+    assert list(resolve_targets(LoraSection(targets=targets), MIXTURE)) == expected
+
+
+def test_what_names_no_experts_says_how_they_are_named():
+    hint = "the experts are asked for as experts.down_proj and experts.gate_up_proj$"
+    with pytest.raises(ValueError, match=rf"'gate_proj' matches no module. .*q_proj; .*{hint}"):
+        resolve_targets(LoraSection(targets=("q_proj", "gate_proj")), MIXTURE)
+    with pytest.raises(ValueError, match="'experts.down_proj' matches no module.*; this model has no experts$"):
+        resolve_targets(LoraSection(targets=("q_proj", "experts.down_proj")), MODULES)
+
+
+def test_experts_have_no_dropout():
+    with pytest.raises(ValueError, match=r"lora.dropout=0.1: adapters of experts \('model.layers.1.mlp.experts.down_"):
+        resolve_targets(LoraSection(targets=("experts.down_proj",), dropout=0.1), MIXTURE)
+    assert resolve_targets(LoraSection(dropout=0.1), MIXTURE)
+
+
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj"), ("proj",), r"q_proj", "all_linear"])
 def test_a_target_that_matches_nothing_lists_what_could(targets):
     with pytest.raises(

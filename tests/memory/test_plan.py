@@ -20,6 +20,19 @@ GEOMETRY = read_config(DEMO)
 STORED = json.loads((ROOT / "benchmarks" / "results" / "compiled-memory.json").read_text())
 
 
+# An LFM2, but for its layers.
+HYBRID = dict(
+    model_type="lfm2",
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    block_auto_adjust_ff_dim=False,
+)
+
+
 def tiny(*overrides: str) -> Config:
     """Two rows of 64 tokens through the demo's base."""
     config = Config(
@@ -108,6 +121,16 @@ def test_activations_grow_with_rows_and_with_what_is_not_computed_again():
     assert planner.at(6, 64).activations == 6 * planner.at(1, 64).activations
     full, none = (Planner(tiny(f"train.remat={name}"), GEOMETRY).at(1, 64).activations for name in ("full", "none"))
     assert none > 5 * full > 0
+
+
+def test_each_layer_of_a_unit_keeps_its_input(tmp_path):
+    """Two kinds of mixers in turn: what a scan over pairs of layers stacks is in the layers, not in the loss."""
+    geometry = dict(HYBRID, layer_types=["conv", "full_attention"] * 2, num_hidden_layers=4)
+    (tmp_path / "config.json").write_text(json.dumps(geometry))
+    config = tiny(f"model.geometry={tmp_path / 'config.json'}")
+    one = plan(config, read_config(tmp_path / "config.json"))
+    inputs = 4 * 2 * 64 * HYBRID["hidden_size"] * 4
+    assert inputs <= one.activations < 1.1 * inputs
 
 
 def test_what_is_offloaded_lies_in_the_hosts_memory():

@@ -12,8 +12,9 @@ from qlora_jax.models import Decoder, ModelConfig, count_parameters, table
 from qlora_jax.models.adapters import TRAINABLE, add_adapters
 from qlora_jax.models.blocks.layer import in_chunks
 from qlora_jax.models.cache import empty_cache
+from qlora_jax.models.specs import AttentionSpec
 from qlora_jax.quant.rules import packed
-from tests.tiny_config import CONFIG
+from tests.tiny_config import CONFIG, windowed
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +52,14 @@ def test_padding_does_not_change_the_tokens_before_it(model):
 
 
 def test_a_window_hides_what_lies_further_back():
-    windowed = random_model(CONFIG, 0, dtype="float32").model
+    model = random_model(CONFIG, 0, dtype="float32").model
     wide = Decoder(
-        ModelConfig(**{**vars(CONFIG), "windows": (0, 0, 0)}),
-        {path: _value(windowed, path) for path in table(CONFIG)},
+        windowed(0, 0, 0),
+        {path: _value(model, path) for path in table(CONFIG)},
     )
     text = tokens(1, 12)
-    np.testing.assert_allclose(windowed(text)[:, :6], wide(text)[:, :6], rtol=1e-5, atol=1e-5)
-    assert float(jnp.abs(windowed(text)[:, 7:] - wide(text)[:, 7:]).max()) > 1e-4
+    np.testing.assert_allclose(model(text)[:, :6], wide(text)[:, :6], rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(model(text)[:, 7:] - wide(text)[:, 7:]).max()) > 1e-4
 
 
 def _value(model, path):
@@ -180,7 +181,7 @@ def test_values_must_be_the_whole_table():
 
 def test_a_config_is_checked():
     with pytest.raises(ValueError, match=r"num_attention_heads=4 must be a multiple of num_key_value_heads=3"):
-        ModelConfig(**{**vars(CONFIG), "num_kv_heads": 3})
+        AttentionSpec(heads=4, kv_heads=3, head_dim=16)
 
 
 def test_parameters_are_counted_once():

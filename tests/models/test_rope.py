@@ -46,7 +46,7 @@ def by_transformers(config: transformers.LlamaConfig, length: int) -> tuple[np.n
 
 
 def ours(config, positions, lengths) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.asarray(t)[0, :, 0] for t in rope_tables(config, positions, lengths))
+    return tuple(np.asarray(t)[0, :, 0] for t in rope_tables(config.layers[0].rope, positions, lengths))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -139,7 +139,7 @@ def test_a_prompt_in_a_cache_is_rotated_as_a_whole(name, models):
         (SCALINGS["llama3"] | dict(rope_type="llama3", low_freq_factor=9), "low_freq_factor 9.0 must be below"),
         (dict(rope_type="mrope"), "rope_type 'mrope' is not supported, only default"),
         (dict(rope_type=["yarn"]), "rope_type"),
-        (dict(rope_type="linear", factor=2.0, partial_rotary_factor=0.5), "partial_rotary_factor"),
+        (dict(partial_rotary_factor="half"), "partial_rotary_factor is 'half'"),
         (dict(rope_theta=None), "rope_theta is None, expected a number above 0"),
     ],
 )

@@ -10,42 +10,22 @@ from flax import nnx
 
 from qlora_jax.config import LoraSection, Pieces, QuantSection
 from qlora_jax.io.hf import random_model
-from qlora_jax.models import Decoder, blocks
+from qlora_jax.models import Decoder
 from qlora_jax.models.adapters import add_adapters, linears
-from qlora_jax.models.blocks.block import LinearPart
-from qlora_jax.models.blocks.mlp import MLP
 from qlora_jax.models.cache import empty_cache
-from qlora_jax.models.config import LayerKind
 from qlora_jax.models.segments import segments, stacks
+from qlora_jax.models.specs import LayerSpec, MLPSpec
 from qlora_jax.models.table import checkpoint, table
 from qlora_jax.quant.rules import packed
 from tests import tiny_config
 
-PLAIN, WIDE = LayerKind(), LayerKind(feed_forward="wide")
-
-
-class Wide(MLP):
-    """An MLP of twice the width."""
-
-    @classmethod
-    def parts(cls, config):
-        wide = {name: (2 * part.outputs, part.inputs) for name, part in super().parts(config).items()}
-        wide["down_proj"] = (config.hidden_size, 2 * config.intermediate_size)
-        return {name: LinearPart(*shape, ("mlp", "embed")) for name, shape in wide.items()}
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    monkeypatch.setitem(blocks.FEED_FORWARDS, "wide", Wide)
-    table.cache_clear()
-    yield
-    table.cache_clear()
+PLAIN = tiny_config.KIND
+WIDE = PLAIN._replace(feed_forward=MLPSpec(inner=256))
 
 
 def config_of(kinds):
-    count = len(kinds)
-    windows = tuple(0 if i % 2 else 5 for i in range(count))
-    return dataclasses.replace(tiny_config.CONFIG, num_layers=count, windows=windows, layer_kinds=tuple(kinds))
+    layers = [LayerSpec(kind, 0 if i % 2 else 5, tiny_config.ROPE) for i, kind in enumerate(kinds)]
+    return dataclasses.replace(tiny_config.CONFIG, layers=tuple(layers))
 
 
 @pytest.mark.parametrize(
@@ -70,9 +50,7 @@ def alone(model: Decoder, config) -> list[Decoder]:
     found = {}
     for stack in stacks(config):
         for place, layer in enumerate(stack.layers):
-            one = dataclasses.replace(
-                config, num_layers=1, windows=(config.windows[layer],), layer_kinds=(config.kinds[layer],)
-            )
+            one = dataclasses.replace(config, layers=(config.layers[layer],))
             values = {}
             for path in table(one):
                 own = path.replace("layers.", f"{stack.name}.") if path.startswith("layers.") else path
@@ -130,13 +108,13 @@ def test_generation_keeps_a_cache_for_each_stack():
 def test_adapters_and_names_follow_the_stacks():
     config = config_of([PLAIN, WIDE] * 2)
     names = checkpoint(config)
-    assert names["model.layers.3.mlp.up_proj.weight"][0].param.path == "layers_1.mlp.up_proj.weight"
-    assert names["model.layers.3.mlp.up_proj.weight"][0].place == (1,)
+    [part] = names["model.layers.3.mlp.up_proj.weight"]
+    assert (part.tensor.param.path, part.tensor.place) == ("layers_1.mlp.up_proj.weight", (1,))
     model = random_model(config, 0, dtype="float32", rules=packed(QuantSection())).model
     targets = add_adapters(model, LoraSection(rank=2, targets=("up_proj",)), jax.random.key(0))
     assert list(targets) == [f"model.layers.{i}.mlp.up_proj" for i in range(4)]
     shapes = {path: linear.lora.B.get_value().shape for path, linear in linears(model) if linear.lora is not None}
-    width = config.intermediate_size
+    width = 128
     assert shapes == {"layers_0.mlp.up_proj": (2, width, 2), "layers_1.mlp.up_proj": (2, 2 * width, 2)}
     tokens = jax.random.randint(jax.random.key(1), (1, 6), 0, config.vocab_size)
     graphdef, adapters, base = nnx.split(model, nnx.Param, ...)

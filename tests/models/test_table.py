@@ -1,25 +1,14 @@
-"""The table of parameters: what it says of a small model, and checkpoints that fuse several layers into one."""
+"""The table of parameters: what it says of a small model, and checkpoints that keep arrays in other ways."""
 
 import dataclasses
 import math
 
-import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from qlora_jax.io.build import build_model, random_read
-from qlora_jax.io.save import write_model
-from qlora_jax.models.table import Axis, Cut, Param, checkpoint, count_parameters, joined, table, tensors
+from qlora_jax.models.names import Names
+from qlora_jax.models.params import Axis, Cut, Param, Piece, Tensor
+from qlora_jax.models.table import checkpoint, count_parameters, joined, table, tensors
 from tests.tiny_config import CONFIG
-
-FUSED = dataclasses.replace(
-    CONFIG,
-    qkv_bias=True,
-    fused=(
-        ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
-    ),
-)
 
 
 def test_what_the_table_says_of_a_projection():
@@ -30,6 +19,7 @@ def test_what_the_table_says_of_a_projection():
         role="projection",
         name="model.layers.{layer}.mlp.down_proj.weight",
         stacked=(Axis("layer", range(3)),),
+        pieces=(Piece("model.layers.{layer}.mlp.down_proj.weight"),),
     )
 
 
@@ -39,51 +29,51 @@ def test_every_tensor_stands_in_a_checkpoint_once():
     assert sum(math.prod(tensor.param.shape) for tensor in found) == count_parameters(CONFIG)
 
 
-def test_a_fused_tensor_is_cut_and_joined():
-    q, k, v = checkpoint(FUSED)["model.layers.1.self_attn.qkv_proj.weight"]
-    assert [part.param.path for part in (q, k, v)] == [f"layers.self_attn.{p}_proj.weight" for p in "qkv"]
-    assert q.whole == k.whole == (64 + 32 + 32, 64)
-    whole = np.arange(math.prod(q.whole), dtype=np.float32).reshape(q.whole)
-    np.testing.assert_array_equal(k.part_of(whole), whole[64:96])
-    np.testing.assert_array_equal(joined([q, k, v], [part.part_of(whole) for part in (q, k, v)]), whole)
-    biases = checkpoint(FUSED)["model.layers.1.self_attn.qkv_proj.bias"]
-    assert [part.param.cut.rows for part in biases] == [(0, 64, 1), (64, 96, 1), (96, 128, 1)]
+def test_modules_and_files_have_names_of_their_own():
+    names = Names("model.language_model", files=(("model.language_model.", "language_model.model."), ("mlp.", "ffn.")))
+    config = dataclasses.replace(CONFIG, names=names)
+    [tensor] = [one for one in tensors(config) if one.param.path.endswith("up_proj.weight") and one.place == (2,)]
+    assert tensor.module == "model.language_model.layers.2.mlp.up_proj"
+    assert [part.name for part in tensor.parts] == ["language_model.model.layers.2.ffn.up_proj.weight"]
+    assert names.embedding == "language_model.model.embed_tokens.weight"
 
 
-def test_experts_of_one_tensor_that_keeps_inputs_first_and_two_layers_row_by_row():
-    cut = Cut(whole=(4, 8, 6), rows=(1, 6, 2), by_expert=True, transposed=True)
-    whole = np.arange(4 * 8 * 6).reshape(cut.whole)
-    np.testing.assert_array_equal(cut.of(whole, 2), whole[2].T[1::2])
-    written = np.zeros_like(whole)
-    cut.of(written, 2)[...] = cut.of(whole, 2)
-    assert (written[2][:, 1::2] == whole[2][:, 1::2]).all() and not written[[0, 1, 3]].any()
-    experts = Param(
-        path="layers.mlp.up",
-        shape=(3, 8),
+def experts(*pieces: Piece) -> Param:
+    return Param(
+        path="layers.mlp.experts.gate_up_proj.weight",
+        shape=(6, 8),
         axes=("mlp", "embed"),
-        role="projection",
-        name="model.layers.{layer}.mlp.experts.{expert}.up",
-        stacked=(Axis("layer", range(1, 6, 2)), Axis("expert", range(2))),
+        role="expert",
+        name="model.layers.{layer}.mlp.experts.gate_up_proj.weight",
+        stacked=(Axis("layer", range(1, 6, 2)), Axis("expert", range(4))),
+        pieces=pieces,
     )
-    assert experts.leading == (3, 2)
-    assert [tensor.name for tensor in experts.tensors()][-1] == "model.layers.5.mlp.experts.1.up"
 
 
-@pytest.fixture
-def fused_checkpoint(tmp_path):
-    """The tensors of a fused checkpoint, as a full fine-tune of FUSED writes them."""
-    model = build_model(FUSED, random_read(FUSED, 3), dtype="float32")
-    write_model(model, tmp_path / "fused", None)
-    return model, tmp_path / "fused"
+def test_an_array_of_two_tensors():
+    each = "model.layers.{layer}.mlp.experts.{expert}."
+    param = experts(Piece(f"{each}gate_proj.weight", (0, 3)), Piece(f"{each}up_proj.weight", (3, 6)))
+    assert param.leading == (3, 4)
+    last = list(param.tensors())[-1]
+    assert [part.name for part in last.parts] == [
+        "model.layers.5.mlp.experts.3.gate_proj.weight",
+        "model.layers.5.mlp.experts.3.up_proj.weight",
+    ]
+    assert [part.whole for part in last.parts] == [(3, 8)] * 2
+    whole = np.arange(48).reshape(6, 8)
+    np.testing.assert_array_equal(last.gathered(lambda part: whole[part.rows]), whole)
 
 
-def test_a_fused_checkpoint_is_written_and_read(fused_checkpoint):
-    from safetensors.numpy import load_file
+def test_one_tensor_of_all_experts_that_keeps_inputs_first():
+    param = experts(Piece("model.layers.{layer}.mlp.experts.gate_up_proj", cut=Cut((4, 8, 6), transposed=True)))
+    parts = [part for place in range(4) for part in Tensor(param, (0, place)).parts]
+    assert {part.name for part in parts} == {"model.layers.1.mlp.experts.gate_up_proj"}
+    whole = np.arange(4 * 8 * 6).reshape(4, 8, 6)
+    values = [part.of(whole) for part in parts]
+    np.testing.assert_array_equal(values[2], whole[2].T)
+    np.testing.assert_array_equal(joined(parts, values), whole)
 
-    model, folder = fused_checkpoint
-    written = load_file(folder / "model.safetensors")
-    assert written.keys() == checkpoint(FUSED).keys()
-    assert written["model.layers.0.mlp.gate_up_proj.weight"].shape == (2 * FUSED.intermediate_size, FUSED.hidden_size)
-    again = build_model(FUSED, lambda tensor: tensor.part_of(written[tensor.name]), dtype="float32")
-    tokens = jnp.asarray([[1, 5, 9, 2]])
-    np.testing.assert_array_equal(again(tokens), model(tokens))
+
+def test_a_checkpoint_by_its_names():
+    parts = checkpoint(CONFIG)["model.layers.1.self_attn.q_proj.weight"]
+    assert [(part.tensor.param.path, part.tensor.place) for part in parts] == [("layers.self_attn.q_proj.weight", (1,))]

@@ -19,7 +19,7 @@ from qlora_jax.quant import int8, nf4
 from tests import tiny_config
 
 VOCAB = 300
-CONFIG = dataclasses.replace(tiny_config.CONFIG, vocab_size=VOCAB, num_layers=1, windows=(0,))
+CONFIG = dataclasses.replace(tiny_config.windowed(0), vocab_size=VOCAB)
 STORAGES = {
     "none": (lambda table: table, lambda table: table),
     "nf4": (nf4.quantize, nf4.dequantize),

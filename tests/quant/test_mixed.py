@@ -9,27 +9,15 @@ from flax import nnx
 from qlora_jax.config import LoraSection, Pieces
 from qlora_jax.device.facts import tree_bytes
 from qlora_jax.kernels.matmul.mixed import mixed_matmul
-from qlora_jax.models import Decoder, ModelConfig
+from qlora_jax.models import Decoder
 from qlora_jax.models.adapters import add_adapters, packed_projection
 from qlora_jax.models.table import table
 from qlora_jax.quant.mixed import MixedLayer, MixedStack, places_of
 from qlora_jax.quant.nf4 import dequantize, quantize
+from tests.tiny_config import windowed
 
 PACKED = (True, False, True, False, False)
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=64,
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=5,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    max_position=64,
-    windows=(0,) * 5,
-)
+CONFIG = windowed(0, 0, 0, 0, 0)
 
 
 def mixed(packed: tuple[bool, ...], shape=(48, 64), seed: int = 0) -> MixedStack:

@@ -5,6 +5,7 @@ import pytest
 from qlora_jax.config import QuantSection
 from qlora_jax.serve.adapters.reading import Limits
 from tests.cli.tiny import make_model
+from tests.families.conftest import checkpoint as family  # noqa: F401
 from tests.serve.parts import ADAPTERS, alone, loaded_base, make_engine, write_random_adapter
 
 

@@ -38,14 +38,15 @@ def test_texts_that_stop_end_where_they_do_alone(engine, alone_answers, monkeypa
     assert all(sum(isinstance(event, Finished) for event in heard.events) == 1 for heard in asked)
 
 
-def test_what_was_written_too_far_is_not_taken_for_the_texts_own(single, alone_answers, monkeypatch):
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_was_read_too_far_is_the_stop_token(single, alone_answers, monkeypatch, goes_on):
     expected = alone_answers("all3", prompt(1), 8)
     stop = stop_within(single, expected, monkeypatch)
     first = ask(single, prompt(1), "all3", new=8)
     assert first.finished().reason == "stop"
     monkeypatch.setattr(single._scheduler, "stop_ids", frozenset())
-    longer = prompt(1) + first.ids + [stop, 7, 9]
+    longer = prompt(1) + first.ids + [stop if goes_on else stop - 1, 7, 9]
     again = ask(single, longer, "all3", new=8)
-    assert again.finished().cached == len(prompt(1)) + len(first.ids)
+    assert again.finished().cached == len(prompt(1)) + len(first.ids) + goes_on
     assert again.ids == alone_answers("all3", longer, 8)
     assert isinstance(first.events[-1], Finished)

@@ -1,7 +1,5 @@
 """The train step as a pure function: what it changes, what it leaves alone, and what it equals."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +21,11 @@ from qlora_jax.training.step import make_train_step, split_model
 from tests import tiny_config
 
 QLORA = packed(QuantSection())
-CONFIG = dataclasses.replace(tiny_config.CONFIG, num_layers=2, windows=(0, 0))
+CONFIG = tiny_config.windowed(0, 0)
 
 
 def make_parts(dropout=0.0, rules=QLORA, kind=Frozen, layers=2, **adapters):  # noqa: B008 (frozen)
-    config = dataclasses.replace(CONFIG, num_layers=layers, windows=(0,) * layers)
+    config = tiny_config.windowed(*(0,) * layers)
     model = random_model(config, 0, dtype="float32", rules=rules, kind=kind).model
     if kind is Frozen:
         add_adapters(model, LoraSection(**{"rank": 4, "dropout": dropout, **adapters}), jax.random.key(1))

@@ -13,9 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# Longest side of a tile. With 32 heads its float32 scores take 34 MB, which the L2 caches of an H200 and an RTX 4090
-# hold. Not timed on a GPU.
-CHUNK = 512
+# Bounds of a tile's side. With 32 heads, the float32 scores of a tile of 512 take 34 MB, which the L2 caches of an H200
+# and an RTX 4090 hold. Not timed on a GPU.
+SHORTEST, LONGEST = 64, 512
+# What a tile may take: its scores, and its queries' sums of values, which are as large as the scores where a head's
+# size is the side. 32 heads of 512 (the largest of a released model) just fit with the longest side.
+TILE_BYTES = 64 * 2**20
 LOWEST = float(jnp.finfo(jnp.float32).min)
 FLOAT32: Any = dict(preferred_element_type=jnp.float32)
 zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
@@ -38,17 +41,27 @@ def forward(
     *,
     scale: float,
     soft_cap: float = 0.0,
-    chunk: int = CHUNK,
+    sinks: Float[Array, " N"] | None = None,
+    chunk: int | None = None,
 ) -> Float[Array, "B T N H"]:
-    """What `reference.forward` computes, in tiles of at most `chunk` on a side."""
-    batch, length, _, size = q.shape
-    chunk = tile_side(length, chunk)
+    """What `reference.forward` computes, in tiles of at most `chunk` on a side (None: what TILE_BYTES allows)."""
+    batch, length, heads, size = q.shape
+    chunk = tile_side(length, longest_side(heads, size) if chunk is None else chunk)
     grouped = _padded(q.reshape(batch, length, k.shape[2], -1, size), chunk)
     k, v = _padded(k, chunk), _padded(v, chunk)
     start = _padded(start, chunk, k.shape[1])  # a padding query sees no key
     offset = jnp.broadcast_to(jnp.asarray(offset, jnp.int32), batch)
-    y = _attend(Rule(scale, soft_cap, chunk), grouped, k, v, start, offset)
+    by_group = None if sinks is None else sinks.reshape(k.shape[2], -1)
+    y = _attend(Rule(scale, soft_cap, chunk), grouped, k, v, start, offset, by_group)
     return y[:, :length].reshape(q.shape)
+
+
+def longest_side(heads: int, size: int) -> int:
+    """The longest side whose tiles stay within TILE_BYTES: a power of two, which most lengths are multiples of."""
+    side = LONGEST
+    while side > SHORTEST and 4 * heads * side * (side + size) > TILE_BYTES:
+        side //= 2
+    return side
 
 
 def tile_side(length: int, longest: int) -> int:
@@ -65,29 +78,44 @@ def _padded(x: Array, multiple: int, value: int = 0) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(rule: Rule, q, k, v, start, offset) -> Float[Array, "B T K G H"]:
-    return _attend_forward(rule, q, k, v, start, offset)[0]
+def _attend(rule: Rule, q, k, v, start, offset, sinks) -> Float[Array, "B T K G H"]:
+    return _attend_forward(rule, q, k, v, start, offset, sinks)[0]
 
 
-def _attend_forward(rule: Rule, q, k, v, start, offset):
+def _attend_forward(rule: Rule, q, k, v, start, offset, sinks):
     # Rows one after another: the tiles' memory does not grow with the batch, and each row skips its own tiles.
-    y, log_sum = lax.map(lambda row: _row_forward(rule, *row), (offset, q, k, v, start))
-    return y, (q, k, v, start, offset, y, log_sum)
+    y, log_sum = lax.map(lambda row: _row_forward(rule, sinks, *row), (offset, q, k, v, start))
+    return y, (q, k, v, start, offset, sinks, y, log_sum)
 
 
 def _attend_backward(rule: Rule, residuals, dy):
-    q, k, v, start, offset, y, log_sum = residuals
+    q, k, v, start, offset, sinks, y, log_sum = residuals
     delta = jnp.einsum("BTKGH,BTKGH->BKGT", y, dy, preferred_element_type=jnp.float32)
     rows = (offset, q, k, v, start, dy, log_sum, delta)
     dq, dk, dv = lax.map(lambda row: _row_backward(rule, *row), rows)
-    return dq, dk, dv, None, None
+    return dq, dk, dv, None, None, sinks_gradient(sinks, log_sum, delta)
+
+
+def sinks_gradient(
+    sinks: Float[Array, "*N"] | None, log_sum: Float[Array, "B *N T"], delta: Float[Array, "B *N T"]
+) -> Float[Array, "*N"] | None:
+    """The sinks' gradient: a sink is a key whose value is zero, so that its weight only takes from the others.
+
+    Args:
+      log_sum: the log-sum-exp of each query's scores, its sink among them.
+      delta: each query's output times its cotangent.
+    """
+    if sinks is None:
+        return None
+    weights = jnp.exp(sinks.astype(jnp.float32)[..., None] - log_sum)
+    return -(weights * delta).sum((0, -1)).astype(sinks.dtype)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _row_forward(rule: Rule, offset, q: Float[Array, "T K G H"], k: Float[Array, "S K H"], v, start):
-    """One row's output and the log-sum-exp `[K, G, T]` of its scores (0 where a query sees no key)."""
+def _row_forward(rule: Rule, sinks, offset, q: Float[Array, "T K G H"], k: Float[Array, "S K H"], v, start):
+    """One row's output and the log-sum-exp `[K, G, T]` of its scores and sinks (0 where a query has neither)."""
 
     def one_chunk(_, xs):
         index, q, start = xs
@@ -102,7 +130,7 @@ def _row_forward(rule: Rule, offset, q: Float[Array, "T K G H"], k: Float[Array,
             return higher, total * fade + weights.sum(-1), y * fade[..., None] + part
 
         shape = (*q.shape[1:3], rule.chunk)
-        carry = jnp.full(shape, LOWEST, jnp.float32), zeros(shape), zeros((*shape, q.shape[-1]))
+        carry = *_before_any_key(sinks, shape), zeros((*shape, q.shape[-1]))
         first, after = _tiles(rule, k, start, offset, index)
         top, total, y = lax.fori_loop(first, after, one_tile, carry)
         seen = total > 0
@@ -112,6 +140,13 @@ def _row_forward(rule: Rule, offset, q: Float[Array, "T K G H"], k: Float[Array,
 
     y, log_sum = lax.scan(one_chunk, None, _chunks(rule, q, start))[1]
     return y.reshape(q.shape), jnp.moveaxis(log_sum, 0, 2).reshape(*q.shape[1:3], -1)
+
+
+def _before_any_key(sinks: Float[Array, "K G"] | None, shape: tuple[int, int, int]):
+    """The running maximum and sum `[K, G, t]` at the start: of no score, or of the sink, whose value is zero."""
+    if sinks is None:
+        return jnp.full(shape, LOWEST, jnp.float32), zeros(shape)
+    return jnp.broadcast_to(sinks.astype(jnp.float32)[..., None], shape), jnp.ones(shape, jnp.float32)
 
 
 def _row_backward(

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -26,11 +26,13 @@ def attend(
     *,
     scale: float,
     soft_cap: float = 0.0,
+    sinks: Float[Array, " N"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(scores) · V, where query t of a row sees keys `start[t]` to `offset + t`.
 
-    A range of keys per query says it all: a packed document is one, and a sliding window only moves its start.
+    A range of keys per query says it all: a packed document is one, and a sliding window only moves its start. So does
+    a chunked window, whose queries see keys from the start of their chunk.
 
     Args:
       q, k, v: one dtype; N is a multiple of K (grouped queries).
@@ -39,6 +41,8 @@ def attend(
         tokens.
       scale: factor of q · k.
       soft_cap: scores become `soft_cap · tanh(score / soft_cap)`; 0 for none.
+      sinks: for each head the score of one more key, which every query sees and whose value is zero. A query that sees
+        no other key still gives zero.
       implementation: one of IMPLEMENTATIONS; by `choose` where None.
 
     Raises:
@@ -48,31 +52,43 @@ def attend(
     if implementation is None:
         queries, head_dim = q.shape[1], q.shape[3]
         capability, tokamax = device_capability(), hopper.installed()  # the device that tokamax asks, too
-        implementation = choose(queries, head_dim, q.dtype.name, same, capability=capability, tokamax=tokamax)
-        announce(implementation)
+        choice = choose(queries, head_dim, q.dtype.name, same, capability=capability, tokamax=tokamax)
+        announce(choice)
+        implementation = choice.implementation
     static: Any = dict(scale=scale, soft_cap=soft_cap)
     if implementation == "reference":
-        return reference.forward(q, k, v, start, offset, **static)
+        return reference.forward(q, k, v, start, offset, sinks=sinks, **static)
     if implementation == "chunked":
-        return chunked.forward(q, k, v, start, offset, **static)
+        return chunked.forward(q, k, v, start, offset, sinks=sinks, **static)
     if implementation == "hopper" and same:
         # The device that a function is traced for need not be the one it is compiled for.
-        kernel, other = (functools.partial(module.forward, **static) for module in (hopper, chunked))
-        return lax.platform_dependent(q, k, v, start, cuda=kernel, default=other)
+
+        def run(forward):
+            return lambda q, k, v, start, sinks: forward(q, k, v, start, sinks=sinks, **static)
+
+        return lax.platform_dependent(q, k, v, start, sinks, cuda=run(hopper.forward), default=run(chunked.forward))
     raise ValueError(f"{implementation=} must be one of {IMPLEMENTATIONS}, and 'hopper' needs offset=0, got {offset=}")
 
 
+class Choice(NamedTuple):
+    """An implementation, and why it is not this device's kernel: empty where it is, or there is none."""
+
+    implementation: str
+    reason: str = ""
+
+
 @functools.cache
-def announce(implementation: str) -> None:
-    """Writes one line to the log the first time that an implementation for long texts is chosen."""
+def announce(choice: Choice) -> None:
+    """Writes one line to the log the first time that an implementation for long texts is chosen for a reason."""
     words = {"chunked": "tiles of XLA's", "hopper": "tokamax's kernels for Hopper"}
-    if implementation in words:
-        log.info("Attention runs on %s", words[implementation])
+    if choice.implementation in words:
+        reason = f": {choice.reason}" if choice.reason else ""
+        log.info("Attention runs on %s%s", words[choice.implementation], reason)
 
 
 def choose(
     queries: int, head_dim: int, dtype: str, self_attention: bool, *, capability: int | None, tokamax: bool
-) -> str:
+) -> Choice:
     """The implementation for a shape and a device; a pure function of its arguments.
 
     Args:
@@ -81,8 +97,8 @@ def choose(
       tokamax: whether it is installed.
     """
     if queries <= FEW_QUERIES:
-        return "reference"
-    fits = self_attention and queries % hopper.MULTIPLE == 0 and head_dim in hopper.HEAD_SIZES
-    if tokamax and capability == hopper.CAPABILITY and fits and dtype in hopper.DTYPES:
-        return "hopper"
-    return "chunked"
+        return Choice("reference")
+    if not (tokamax and capability == hopper.CAPABILITY):
+        return Choice("chunked")
+    reason = hopper.obstacle(queries, head_dim, dtype, self_attention)
+    return Choice("chunked", reason) if reason else Choice("hopper")

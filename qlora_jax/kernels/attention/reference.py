@@ -17,6 +17,7 @@ def forward(
     *,
     scale: float,
     soft_cap: float = 0.0,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(scores) · V over the keys that each query sees; see `attend` for the arguments."""
     batch, length, heads, size = q.shape
@@ -27,6 +28,10 @@ def forward(
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32) * scale
     if soft_cap:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
-    weights = jax.nn.softmax(jnp.where(visible, scores, HIDDEN), axis=-1)
+    scores = jnp.where(visible, scores, HIDDEN)
+    if sinks is not None:
+        column = sinks.astype(jnp.float32).reshape(k.shape[2], -1, 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(column, (*scores.shape[:-1], 1))], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : k.shape[1]]
     weights = jnp.where(visible, weights, 0).astype(v.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(q.shape)

@@ -26,7 +26,12 @@ def _forward(x, layer: MixedLayer):
 
 
 def _backward(layer: MixedLayer, dy):
-    return _by_storage(dy, layer, nf4_matmul_transposed, "...N,NK->...K"), None
+    return mixed_matmul_transposed(dy, layer), None
+
+
+def mixed_matmul_transposed(dy: Float[Array, "*B N"], layer: MixedLayer) -> Float[Array, "*B K"]:
+    """dx = dy · W: what the derivative of `mixed_matmul` computes."""
+    return _by_storage(dy, layer, nf4_matmul_transposed, "...N,NK->...K")
 
 
 mixed_matmul.defvjp(_forward, _backward)

@@ -1,105 +1,147 @@
 """Causal grouped-query attention over packed documents, with an optional sliding window and an optional cache."""
 
-from typing import NamedTuple
-
+import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float, Int
+from flax import nnx
+from jaxtyping import Array, Float
 
 from qlora_jax.kernels.attention import attend
-from qlora_jax.models.blocks.block import Block, LinearPart, NormPart, Part
-from qlora_jax.models.blocks.key_values import KeyValues, LayerKeyValues
+from qlora_jax.models.blocks.block import ArrayPart, Block, LinearPart, NormPart, Part
+from qlora_jax.models.blocks.context import Context, Own, first_keys
+from qlora_jax.models.blocks.key_values import KeyValues
 from qlora_jax.models.blocks.linear import Linear, linear_group, subkey
-from qlora_jax.models.blocks.norm import RMSNorm
+from qlora_jax.models.blocks.norm import RMSNorm, normal
 from qlora_jax.models.config import ModelConfig
 from qlora_jax.models.rope import rotate
-
-
-class Context(NamedTuple):
-    """What every layer of one forward pass shares. Keys are numbered by their place in the row, or in the cache.
-
-    Attributes:
-      rope: cos and sin of the tokens' positions.
-      first: int32 `[B, T]`, the first key that a token may look at, windows aside.
-      start: which key the first token is: 0, or where there is a cache a traced int32, a scalar or one for each row.
-    """
-
-    rope: tuple[Array, Array]
-    first: Int[Array, "B T"]
-    start: int | Int[Array, ""] | Int[Array, " B"]
-
-
-def document_starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Where in its row each token's document begins. A document is a run of one segment id."""
-    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    places = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    return lax.cummax(jnp.where(begins, places, 0), axis=1)
-
-
-def document_lengths(positions: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """How many tokens each token's document has, up to the last of them in its row: that one's position and one."""
-    ends = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (0, 1)), constant_values=True)
-    places = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    last = lax.cummin(jnp.where(ends, places, segments.shape[1]), axis=1, reverse=True)
-    return jnp.take_along_axis(positions, last, axis=1) + 1
-
-
-def window_starts(context: Context, window: Int[Array, ""]) -> Int[Array, "B T"]:
-    """The first key that each token sees: of its document, and among the last `window` (0: no limit)."""
-    own = jnp.reshape(context.start, (-1, 1)) + jnp.arange(context.first.shape[1], dtype=jnp.int32)
-    return jnp.where(window == 0, context.first, jnp.maximum(context.first, own - window + 1))
+from qlora_jax.models.specs import AttentionSpec, NormSpec
 
 
 class Attention(Block):
     """Projections, rotation and attention of one layer."""
 
-    NAME = "self_attn"
     Cache = KeyValues
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
-    o_proj: Linear
-    q_norm: RMSNorm | None
-    k_norm: RMSNorm | None
+    CUTS = True  # a text in the cache can be cut back to its first tokens
+    spec: AttentionSpec
+    sinks: nnx.Variable | None
 
     @classmethod
-    def parts(cls, config: ModelConfig) -> dict[str, Part | None]:
-        D, H = config.hidden_size, config.head_dim
-        heads, kv_heads = config.num_heads * H, config.num_kv_heads * H
-        norm = NormPart(H, config.norm_eps, "head") if config.qk_norm else None
+    def parts(cls, spec: AttentionSpec, config: ModelConfig) -> dict[str, Part | None]:
+        D, heads = config.hidden_size, spec.heads * spec.head_dim
         return {
-            "q_proj": LinearPart(heads, D, ("heads", "embed"), config.qkv_bias),
-            "k_proj": LinearPart(kv_heads, D, ("kv_heads", "embed"), config.qkv_bias),
-            "v_proj": LinearPart(kv_heads, D, ("kv_heads", "embed"), config.qkv_bias),
-            "o_proj": LinearPart(D, heads, ("embed", "heads"), config.output_bias),
-            "q_norm": norm,
-            "k_norm": norm,
+            **_projections(spec, D),
+            spec.output: LinearPart(D, heads, ("embed", "heads"), spec.output_bias),
+            **_norms(spec, spec.norm or config.norm),
+            "sinks": ArrayPart((spec.heads,), ("heads",), 0.0) if spec.sinks else None,
         }
 
-    def __call__(
-        self, x: Float[Array, "B T D"], context: Context, window, cache: LayerKeyValues | None = None, key=None
-    ):
-        """Returns the output `[B, T, D]` and the cache with these tokens in it, None where there is none."""
-        q, k, v = self._project(x, context, key)
+    def __init__(self, spec: AttentionSpec, config: ModelConfig, values, kind):
+        super().__init__(spec, config, values, kind)
+        self.norm: NormSpec = spec.norm or config.norm
+
+    def __call__(self, x: Float[Array, "B T D"], context: Context, own: Own, rope, cache=None):
+        """Returns the output `[B, T, D]` and the cache with these tokens in it, None where there is none.
+
+        Args:
+          rope: cos and sin of the tokens' positions, and whether pairs are rotated; None for no rotation.
+          cache: of keys and values; for a layer that borrows, the cache of the layer that it borrows from.
+        """
+        spec, key = self.spec, subkey(own.key, "attention")
+        q, k, v, gate = self._project(x, key)
+        q = self._turned(q, rope, spec.norm_names[0])
+        if spec.temperature is not None:
+            q = (q * _temperature(context.positions, *spec.temperature)).astype(q.dtype)
+        if k is not None:
+            k = self._turned(k, rope, spec.norm_names[1])
+            if cache is not None:
+                cache = cache.append(k, v, context.start)
         if cache is not None:
-            cache = cache.append(k, v, context.start)
             k, v = cache.read(q.dtype)
         y = attend(
             q,
             k,
             v,
-            window_starts(context, window),
+            first_keys(context, own.window),
             context.start,
-            scale=self.config.head_dim**-0.5,
-            soft_cap=self.config.attention_soft_cap,
+            scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
+            soft_cap=spec.soft_cap,
+            sinks=None if self.sinks is None else self.sinks.get_value(),
         )
-        y = self.o_proj(y.reshape(*x.shape[:-1], -1), subkey(key, "o"))
-        return y, cache
+        y = y.reshape(*x.shape[:-1], -1)
+        if gate is not None:
+            y *= jax.nn.sigmoid(gate)
+        return getattr(self, spec.output)(y, subkey(key, "o")), cache
 
-    def _project(self, x, context: Context, key):
-        projections = [self.q_proj, self.k_proj, self.v_proj]
-        ys = linear_group(x, projections, [subkey(key, name) for name in "qkv"])
-        q, k, v = (y.reshape(*x.shape[:-1], -1, self.config.head_dim) for y in ys)
-        q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
-        return rotate(q, *context.rope), rotate(k, *context.rope), v
+    def _project(self, x, key):
+        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` or None where they are borrowed, gates or None."""
+        spec = self.spec
+        names = list(_projections(spec, 0))
+        linears: list[Linear] = [getattr(self, name) for name in names]
+        keys = [subkey(key, name.removesuffix("_proj")) for name in names]
+        ys = dict(zip(names, linear_group(x, linears, keys), strict=True))
+        if spec.fused:
+            ends = spec.heads * spec.head_dim, (spec.heads + spec.kv_heads) * spec.head_dim
+            ys = dict(zip(("q_proj", "k_proj", "v_proj"), jnp.split(ys["qkv_proj"], ends, axis=-1), strict=True))
+        q, gate = ys["q_proj"], ys.get(spec.gate)
+        if spec.gate == "interleaved":
+            both = q.reshape(*x.shape[:-1], spec.heads, 2, spec.head_dim)
+            q, gate = (both[..., half, :].reshape(*x.shape[:-1], -1) for half in (0, 1))
+        q = self._heads(q, spec.norm_names[0])
+        if spec.borrows:
+            return q, None, None, gate
+        k = self._heads(ys["k_proj"], spec.norm_names[1])
+        v = k if spec.keys_are_values else self._clipped(ys["v_proj"]).reshape(k.shape)
+        return q, k, normal(v, self.norm.eps).astype(v.dtype) if spec.value_norm else v, gate
+
+    def _heads(self, x: Float[Array, "B T C"], norm: str) -> Float[Array, "B T N H"]:
+        """Queries or keys of each head, normalised where that is done to all heads as one vector."""
+        x = self._clipped(getattr(self, norm)(x) if self.spec.qk_norm == "whole" else x)
+        return x.reshape(*x.shape[:-1], -1, self.spec.head_dim)
+
+    def _clipped(self, x):
+        return jnp.clip(x, -self.spec.clip, self.spec.clip) if self.spec.clip else x
+
+    def _turned(self, x: Float[Array, "B T N H"], rope, norm: str) -> Float[Array, "B T N H"]:
+        """Queries or keys, normalised and rotated."""
+        if self.spec.rotated_first:
+            return self._normal(_rotated(x, rope), norm)
+        return _rotated(self._normal(x, norm), rope)
+
+    def _normal(self, x, name: str):
+        if self.spec.qk_norm == "head":
+            own: RMSNorm = getattr(self, name)
+            return own(x)
+        return normal(x, self.norm.eps).astype(x.dtype) if self.spec.qk_norm == "scaleless" else x
+
+
+def _projections(spec: AttentionSpec, D: int) -> dict[str, Part | None]:
+    """The projections of x, in their order."""
+    heads, kv_heads = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    if spec.fused:
+        return {"qkv_proj": LinearPart(heads + 2 * kv_heads, D, ("heads", "embed"), spec.qkv_bias)}
+    query = LinearPart(heads * (2 if spec.gate == "interleaved" else 1), D, ("heads", "embed"), spec.qkv_bias)
+    other = LinearPart(kv_heads, D, ("kv_heads", "embed"), spec.qkv_bias)
+    found: dict[str, Part | None] = {"q_proj": query}
+    if not spec.borrows:
+        found |= {"k_proj": other} if spec.keys_are_values else {"k_proj": other, "v_proj": other}
+    if spec.gate not in ("", "interleaved"):
+        found[spec.gate] = LinearPart(heads, D, ("heads", "embed"), spec.qkv_bias)
+    return found
+
+
+def _norms(spec: AttentionSpec, norm: NormSpec) -> dict[str, Part | None]:
+    if spec.qk_norm not in ("head", "whole"):
+        return {}
+    query, key = spec.norm_names
+    whole = spec.qk_norm == "whole"
+    sizes = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim) if whole else (spec.head_dim, spec.head_dim)
+    parts: dict[str, Part | None] = {query: NormPart(sizes[0], norm, "head"), key: NormPart(sizes[1], norm, "head")}
+    return {query: parts[query]} if spec.borrows else parts
+
+
+def _rotated(x, rope):
+    return x if rope is None else rotate(x, rope[0], rope[1], pairs=rope[2])
+
+
+def _temperature(positions, beta: float, floor: int) -> Float[Array, "B T 1 1"]:
+    """1 + β · log(1 + ⌊position / floor⌋)."""
+    return (1 + beta * jnp.log1p(jnp.floor(positions / floor)))[..., None, None]

@@ -7,7 +7,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
-from qlora_jax.models.config import ModelConfig
+from qlora_jax.models.specs import AttentionSpec
 
 
 class KeyValues(NamedTuple):
@@ -24,9 +24,9 @@ class KeyValues(NamedTuple):
     v: Float[Array, "L B K H S"]
 
     @classmethod
-    def empty(cls, config: ModelConfig, layers: int, batch: int, places: int, dtype) -> "KeyValues":
+    def empty(cls, spec: AttentionSpec, layers: int, batch: int, places: int, dtype) -> "KeyValues":
         """For `batch` texts of at most `places` tokens."""
-        heads, head_dim = (layers, batch, config.num_kv_heads), config.head_dim
+        heads, head_dim = (layers, batch, spec.kv_heads), spec.head_dim
         return cls(jnp.zeros((*heads, places, head_dim), dtype), jnp.zeros((*heads, head_dim, places), dtype))
 
     def at_layer(self, layer: Int[Array, ""], row: Int[Array, ""] | None) -> "LayerKeyValues":
@@ -74,6 +74,40 @@ class LayerKeyValues(NamedTuple):
         if self.row is not None:
             k, v = (lax.dynamic_index_in_dim(rows, self.row, 0) for rows in (k, v))
         return k.transpose(0, 2, 1, 3).astype(dtype), v.transpose(0, 3, 1, 2).astype(dtype)
+
+
+class Fresh(NamedTuple):
+    """The keys and values of a forward pass without a cache, where later layers borrow them.
+
+    Attributes:
+      k, v: `[B, T, K, H]`.
+    """
+
+    k: Float[Array, "B T K H"]
+    v: Float[Array, "B T K H"]
+
+    @classmethod
+    def empty(cls, spec: AttentionSpec, shape: tuple[int, ...], dtype) -> "Fresh":
+        """Before there are any, for tokens `[B, T]`."""
+        zeros = jnp.zeros((*shape, spec.kv_heads, spec.head_dim), dtype)
+        return cls(zeros, zeros)
+
+    def at_layer(self, layer: Int[Array, ""] | int, row: Int[Array, ""] | None) -> "Fresh":
+        """Those of the newest layer, whichever it is."""
+        return self
+
+    @property
+    def whole(self) -> "Fresh":
+        """As it is."""
+        return self
+
+    def append(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], start) -> "Fresh":
+        """A layer's, in place of an earlier layer's."""
+        return Fresh(k, v)
+
+    def read(self, dtype) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """The newest ones."""
+        return self.k.astype(dtype), self.v.astype(dtype)
 
 
 def _as_it_lies(whole: Array) -> Array:

@@ -18,13 +18,17 @@ class Frozen(nnx.Variable):
     """A weight of the base model that is never trained: an array, or packed."""
 
 
-class Linear(nnx.Module):
-    """y = x · Wᵀ + b, as its adapter changes it where there is one."""
+class Weighted(nnx.Module):
+    """A weight, perhaps a bias, and perhaps an adapter."""
 
     def __init__(self, weight, bias=None, *, kind=Frozen):
         self.weight = kind(weight)
         self.bias = None if bias is None else kind(bias)
         self.lora = nnx.data(None)
+
+
+class Linear(Weighted):
+    """y = x · Wᵀ + b, as its adapter changes it where there is one."""
 
     def __call__(self, x: Float[Array, "*B K"], key: Array | None = None) -> Float[Array, "*B N"]:
         return linear_group(x, [self], [key])[0]

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_jax.models.config import RopeScaling
+from qlora_jax.models.specs import RopeScaling
 
-KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
 NUMBERS = (
     *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "attention_factor"),
-    *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "rope_theta"),
+    *("partial_rotary_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "rope_theta"),
 )
 
 
@@ -21,28 +21,34 @@ def check_numbers(parameters: Mapping[str, Any]) -> None:
             number(parameters, name)
 
 
-def rope_scaling(parameters: Mapping[str, Any], *, max_position: int, head_dim: int) -> RopeScaling:
+def rope_scaling(parameters: Mapping[str, Any], *, max_position: int, dims: int) -> RopeScaling:
     """The scaling of a configuration whose `rope_parameters` transformers has completed.
+
+    Args:
+      dims: how many dimensions of a head are rotated.
 
     Raises:
       ValueError: a parameter that is absent, or holds what it cannot.
-      NotImplementedError: another kind, or a rotation of some dimensions only.
+      NotImplementedError: another kind.
     """
     kind = parameters.get("rope_type", "default")
     if kind not in KINDS:
         raise NotImplementedError(f"rope_parameters: rope_type {kind!r} is not supported, only {', '.join(KINDS)}")
     if kind == "default":
         return RopeScaling()
-    if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise NotImplementedError("rope_parameters: partial_rotary_factor with a rope scaling is not supported")
     read = {
         "linear": lambda: RopeScaling(kind=kind, factor=number(parameters, "factor")),
         "dynamic": lambda: RopeScaling(
             kind=kind, factor=number(parameters, "factor", 1), original_max_position=max_position
         ),
         "yarn": lambda: _yarn(parameters, max_position),
-        "longrope": lambda: _longrope(parameters, max_position, head_dim),
+        "longrope": lambda: _longrope(parameters, max_position, dims),
         "llama3": lambda: _llama3(parameters),
+        "proportional": lambda: RopeScaling(
+            kind=kind,
+            factor=number(parameters, "factor") if parameters.get("factor") is not None else 1.0,
+            moving=int(_share(parameters) * dims // 2),
+        ),
     }
     return read[kind]()
 
@@ -85,7 +91,7 @@ def _yarn(parameters: Mapping[str, Any], max_position: int) -> RopeScaling:
     )
 
 
-def _longrope(parameters: Mapping[str, Any], max_position: int, head_dim: int) -> RopeScaling:
+def _longrope(parameters: Mapping[str, Any], max_position: int, dims: int) -> RopeScaling:
     original = _positions(parameters)
     factor = _factor(parameters, max_position, original)
     if parameters.get("attention_factor") is not None:
@@ -97,8 +103,8 @@ def _longrope(parameters: Mapping[str, Any], max_position: int, head_dim: int) -
         factor=factor,
         original_max_position=original,
         attention_factor=attention,
-        short_factors=_factors(parameters, "short_factor", head_dim),
-        long_factors=_factors(parameters, "long_factor", head_dim),
+        short_factors=_factors(parameters, "short_factor", dims),
+        long_factors=_factors(parameters, "long_factor", dims),
     )
 
 
@@ -119,11 +125,24 @@ def _positions(parameters: Mapping[str, Any]) -> int:
     return int(value)
 
 
-def _factors(parameters: Mapping[str, Any], name: str, head_dim: int) -> tuple[float, ...]:
+def _share(parameters: Mapping[str, Any]) -> float:
+    """Which share of a head's dimensions is rotated. Raises ValueError."""
+    share = parameters.get("partial_rotary_factor")
+    return 1.0 if share is None else number(parameters, "partial_rotary_factor")
+
+
+def rotated_dims(parameters: Mapping[str, Any], head_dim: int) -> int:
+    """How many of a head's dimensions are rotated. Raises ValueError."""
+    if parameters.get("rope_type") == "proportional":
+        return head_dim  # all pairs have frequencies, of which some are zero
+    return int(head_dim * _share(parameters))
+
+
+def _factors(parameters: Mapping[str, Any], name: str, dims: int) -> tuple[float, ...]:
     values = parameters.get(name)
-    if not isinstance(values, list) or len(values) != head_dim // 2:
+    if not isinstance(values, list) or len(values) != dims // 2:
         size = len(values) if isinstance(values, list) else repr(values)
-        raise ValueError(f"rope_parameters: {name} has {size} numbers, expected {head_dim // 2}")
+        raise ValueError(f"rope_parameters: {name} has {size} numbers, expected {dims // 2}")
     return tuple(number({name: value}, name) for value in values)
 
 

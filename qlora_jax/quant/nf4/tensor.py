@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from qlora_jax.quant.nf4.dequantize import decode_scales, dequantize
 from qlora_jax.quant.nf4.layout import BLOCK, NESTED_BLOCK, check_rows, row_layout
-from qlora_jax.quant.packed import ByLayer, Packed
+from qlora_jax.quant.packed import Packed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NF4Tensor(Packed, ByLayer):
+class NF4Tensor(Packed):
     """A 4-bit weight `W[N, K]` in bitsandbytes' byte layout, optionally stacked on leading axes `*L`.
 
     Elements are taken in row-major order, in blocks of 64 that share one scale:
@@ -75,8 +75,8 @@ class NF4Tensor(Packed, ByLayer):
         """The weight, rounded once to its own dtype, then cast to `dtype` if given."""
         return dequantize(self, dtype)
 
-    def at_layer(self, index: Int[Array, ""]) -> "NF4Layer":
-        """One layer of a stack, by reference."""
+    def matrix(self, index: Int[Array, ""]) -> "NF4Layer":
+        """One matrix of a stack with one leading axis, by reference, for the kernels."""
         return NF4Layer(self, index)
 
     def take_rows(self, index: Int[Array, " M"]) -> "NF4Tensor":

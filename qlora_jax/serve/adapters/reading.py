@@ -13,20 +13,19 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from qlora_jax.config import QuantSection
-from qlora_jax.io.adapter import Adapter, check_base, check_fits
+from qlora_jax.io.adapter import Adapter, check_base, fitted
 from qlora_jax.io.bounded_json import FILE_BYTES
 from qlora_jax.io.identity import RECORD
 from qlora_jax.io.peft import WEIGHTS, read_adapter
 from qlora_jax.io.peft_config import CONFIG, read_settings
 from qlora_jax.io.record import read_record
 from qlora_jax.io.safetensors import TensorFolder
-from qlora_jax.lora import LoRA
-from qlora_jax.lora.adapter import Shape
-from qlora_jax.lora.targets import OUTPUT_LAYER
+from qlora_jax.lora.targets import EXPERTS, OUTPUT_LAYER
+from qlora_jax.models.adapters import shape_of
 from qlora_jax.models.config import ModelConfig
-from qlora_jax.models.table import Param
+from qlora_jax.models.params import Param
 from qlora_jax.serve.request import Refused
-from qlora_jax.serve.runner import Weights, powers, served
+from qlora_jax.serve.runner import Weights, padded_ranks, served
 
 log = logging.getLogger("qlora_jax.serve")
 FILES = (CONFIG, WEIGHTS, RECORD)
@@ -46,6 +45,7 @@ class Limits:
 
     Attributes:
       rank: the largest rank.
+      expert_rank: the largest rank on experts; 0 where these take no adapters.
       nbytes: the largest file of weights.
       base_hash: content hash of the base; None leaves it unchecked.
       quantization: how the base is stored; None where it is in 16 or 32 bits.
@@ -59,6 +59,7 @@ class Limits:
     base_hash: str | None
     quantization: QuantSection | None
     base: TensorFolder | None = None
+    expert_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def read_checked(name: str, folder: Path, limits: Limits) -> HostAdapter:
         key = content_hash(folder)
         adapter = read_adapter(folder, limits.base)
         check_base(adapter, limits.base_hash)
-        check_fits(adapter, limits.config)
+        adapter = fitted(adapter, limits.config)
         _check_storage(adapter.extra, limits.quantization)
         _check_targets(adapter, limits)
         return HostAdapter(key, max(t.rank for t in adapter.targets.values()), _laid_out(adapter, limits))
@@ -206,30 +207,35 @@ def _check_targets(adapter: Adapter, limits: Limits) -> None:
         raise NotImplementedError(
             f"it changes {OUTPUT_LAYER}, which is served as it is: merge the adapter and serve the merged model"
         )
-    rank = max(target.rank for target in adapter.targets.values())
-    if rank > limits.rank:
-        raise ValueError(f"its rank is {rank}, at most {limits.rank} is served: start with a larger max_rank")
+    # Of linear layers, and of experts: the largest comes last.
+    by_rank = sorted(adapter.targets.items(), key=lambda item: item[1].rank)
+    ranks = {EXPERTS in module: target.rank for module, target in by_rank}
+    if ranks.get(False, 0) > limits.rank:
+        raise ValueError(f"its rank is {ranks[False]}, at most {limits.rank} is served: start with a larger max_rank")
+    if ranks.get(True, 0) > limits.expert_rank:
+        raise ValueError(
+            f"its rank on experts is {ranks[True]}, at most {limits.expert_rank} is served: start with a larger "
+            f"max_expert_rank"
+        )
 
 
 def _laid_out(adapter: Adapter, limits: Limits) -> dict[str, Weights]:
     """Every changed linear layer's A, B and scale, stacked over the decoder's layers."""
     return {
-        path: _stacked(adapter, param, limits)
-        for path, param in served(limits.config).items()
-        if any(tensor.module in adapter.weights for tensor in param.tensors())
+        path: _stacked(adapter, param, limit, limits.dtype)
+        for path, (param, limit) in served(limits.config, limits.rank, limits.expert_rank).items()
+        if any(module in adapter.weights for module in param.modules)
     }
 
 
-def _stacked(adapter: Adapter, param: Param, limits: Limits) -> Weights:
+def _stacked(adapter: Adapter, param: Param, limit: int, dtype: Any) -> Weights:
     with np.errstate(over="ignore"):  # found below
         parts, scale = adapter.on(param)
-        largest = max(len(part.A) for part in parts if part is not None)
-        # Few ranks: each is a program of its own that puts an adapter into the stacks.
-        rank = next(rank for rank in powers(min(8, limits.rank), limits.rank) if rank >= largest)
-        A, B = LoRA.stacked(parts, Shape(param.shape[0], param.shape[1], rank), limits.dtype)
+        largest = max(part.A.shape[-2] for part in parts if part is not None)
+        rank = next(rank for rank in padded_ranks(limit) if rank >= largest)
+        A, B = adapter.kind.of(param.experts).stacked(parts, shape_of(param, rank), dtype)
     if not (np.isfinite(A).all() and np.isfinite(B).all() and np.isfinite(scale).all()):
-        first = next(tensor.module for tensor in param.tensors())
-        raise Refused(f"an adapter's weights for {first!r} are not finite in {np.dtype(limits.dtype).name}")
+        raise Refused(f"an adapter's weights for {param.modules[0]!r} are not finite in {np.dtype(dtype).name}")
     return Weights(_pinned(A), _pinned(B), scale)
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from qlora_jax.io.hf import random_model
 from qlora_jax.models import Decoder, table
-from qlora_jax.models.blocks.attention import Context, document_starts, window_starts
+from qlora_jax.models.blocks.context import Context, document_starts, first_keys
 from qlora_jax.models.cache import empty_cache
-from tests.tiny_config import CONFIG
+from qlora_jax.models.specs import LayerKind
+from tests.tiny_config import CONFIG, MIXER
 
 LONG = 200  # more queries than the reference takes
 
@@ -30,14 +31,14 @@ def test_document_starts():
     assert document_starts(segments).tolist() == [[0, 0, 0, 3, 4, 4, 6, 6], [0] * 8]
 
 
-def test_window_starts():
-    context = Context((), jnp.asarray([[0, 0, 0, 0, 4, 4]]), 0)
-    assert window_starts(context, jnp.int32(0)).tolist() == [[0, 0, 0, 0, 4, 4]]
-    assert window_starts(context, jnp.int32(2)).tolist() == [[0, 0, 1, 2, 4, 4]]
-    cached = Context((), jnp.asarray([[3, 3]]), jnp.int32(7))
-    assert window_starts(cached, jnp.int32(5)).tolist() == [[3, 4]]
-    rows = Context((), jnp.asarray([[0, 0], [0, 0]]), jnp.asarray([7, 2]))
-    assert window_starts(rows, jnp.int32(5)).tolist() == [[3, 4], [0, 0]]
+def test_first_keys():
+    context = Context(None, {}, jnp.asarray([[0, 0, 0, 0, 4, 4]]), 0)
+    assert first_keys(context, jnp.int32(0)).tolist() == [[0, 0, 0, 0, 4, 4]]
+    assert first_keys(context, jnp.int32(2)).tolist() == [[0, 0, 1, 2, 4, 4]]
+    cached = Context(None, {}, jnp.asarray([[3, 3]]), jnp.int32(7))
+    assert first_keys(cached, jnp.int32(5)).tolist() == [[3, 4]]
+    rows = Context(None, {}, jnp.asarray([[0, 0], [0, 0]]), jnp.asarray([7, 2]))
+    assert first_keys(rows, jnp.int32(5)).tolist() == [[3, 4], [0, 0]]
 
 
 def test_long_packed_documents_have_the_logits_they_have_alone(model):
@@ -66,11 +67,13 @@ def test_the_soft_cap_of_a_configuration_is_applied(model, length):
     values = {path: _value(model, path) for path in table(CONFIG)}
     text = tokens(1, length)
 
-    def logits(**changes):
-        return Decoder(dataclasses.replace(CONFIG, **changes), values)(text)
+    def logits(soft_cap):
+        kind = LayerKind(dataclasses.replace(MIXER, soft_cap=soft_cap), CONFIG.kinds[0].feed_forward)
+        layers = tuple(layer._replace(kind=kind) for layer in CONFIG.layers)
+        return Decoder(dataclasses.replace(CONFIG, layers=layers), values)(text)
 
-    np.testing.assert_allclose(logits(attention_soft_cap=1e4), model(text), rtol=1e-4, atol=1e-5)
-    assert float(jnp.abs(logits(attention_soft_cap=1e-3) - model(text)).max()) > 1e-4
+    np.testing.assert_allclose(logits(1e4), model(text), rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(logits(1e-3) - model(text)).max()) > 1e-4
 
 
 def _value(model, path):
