@@ -20,12 +20,13 @@ from qlora_jax.data.encoding import encode_rows
 from qlora_jax.io.build import build_model
 from qlora_jax.io.hf import read_config
 from qlora_jax.io.safetensors import TensorFolder
-from qlora_jax.models.table import Tensor
+from qlora_jax.models.params import Tensor
 from qlora_jax.objective import SFT
-from qlora_jax.quant.formats import FORMATS
 from qlora_jax.quant.rules import Rules, packed
 from qlora_jax.training.step import evaluate, make_eval_step, split_model
 
+# What configurations offer for the two tables.
+FORMATS = ("none", "nf4", "int8")
 ROOT = Path(__file__).resolve().parent.parent
 BASE, DATA = ROOT / "demo" / "base", ROOT / "demo" / "tasks" / "test.jsonl"
 RESULT = ROOT / "benchmarks" / "results" / "head-quality.json"

@@ -17,12 +17,12 @@ PACKAGE = "qlora_jax"
 MOST_PARAMETERS, MOST_LINES = 7, 300
 # Launchers of kernels take their operands one by one, command lines their options.
 FREE = ("kernels/", "cli/")
-KINDS = re.compile(r"\b(NF4\w*|Int8\w*|Mixed\w*|HostTable|RowAdapters|Quantized)\b")
+KINDS = re.compile(r"\b(NF4\w*|Int8\w*|MXFP4\w*|Mixed\w*|Packed\w*|Experts|HostTable|RowAdapters|Quantized)\b")
 # Where an answer stands in the code is found by what only that answer would write.
 WORDS = {
     "name the config field mlp_chunk": r"\bmlp_chunk\b",
     "multiply by A and B": r"\.\.\.K,rK|BTK,BrK|@ weight\.A\.T|B\.astype\((np|jnp)\.float32\) @",
-    "run the model on a batch": r"model\.hidden\(",
+    "run the model on a batch": r"model\.hidden(_and_balance)?\(",
     "loop over layers to name tensors": r"hf_name\(\w+, |itertools\.product\(\*map\(range",
     "add a program's bytes up to a peak": r"output_size_in_bytes\b(?!:)",
 }

@@ -5,6 +5,7 @@ import dataclasses
 GB, GIB = 10**9, 2**30
 # What a process needs on a card beside XLA's buffers.
 CONTEXT = 700_000_000
+ALL = "r 16 all-linear"
 LONG = (
     "lora.rank=32",
     "lora.alpha=32",
@@ -122,5 +123,20 @@ ROWS = (
         limit=24 * GB - CONTEXT,
         gpus=("rtx4090",),
         peer="QLoRA's paper: 33B on 24 GB, paged",
+    ),
+    *(
+        Row(
+            name=name, adapters="r 16 all-linear", tokens="2,048", config=config, limit=limit, peer=peer, gpus=("h200",)
+        )
+        for name, config, limit, peer in (
+            ("Phi-4", "phi-4", 11 * GB, ""),
+            ("Gemma-4-12B", "gemma-4-12b", 10 * GB, ""),
+            ("Qwen3.5-9B", "qwen3.5-9b", 8 * GB, ""),
+            ("Qwen3.5-27B", "qwen3.5-27b", 20 * GB, "AutoModel 31.8 GiB"),
+            ("gpt-oss-20b", "gpt-oss-20b", 12.8 * GB, "Unsloth's least"),
+            ("Qwen3-30B-A3B", "qwen3-30b-a3b", 17.5 * GB, "Unsloth's least"),
+            ("Gemma-4-26B-A4B", "gemma-4-26b-a4b", 16 * GB, ""),
+            ("Qwen3.5-35B-A3B", "qwen3.5-35b-a3b", 20.5 * GB, ""),
+        )
     ),
 )

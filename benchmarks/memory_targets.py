@@ -36,11 +36,14 @@ FEW_LAYERS = 4
 
 def config_of(row: Row, layers: int | None, folder: Path) -> Config:
     """The row's configuration; with fewer layers, its geometry is written to `folder`."""
-    overrides = ["model.weights=random", *row.overrides]
-    config = load_config(ROOT / "configs" / f"{row.config}.py", [f"--config.{words}" for words in overrides])
+    config = load_config(ROOT / "configs" / f"{row.config}.py", [f"--config.{words}" for words in row.overrides])
     if layers is None:
         return config
-    geometry = {**json.loads(Path(config.model.geometry).read_text()), "num_hidden_layers": layers}
+    geometry = json.loads(Path(config.model.geometry).read_text())
+    if kinds := geometry.get("layer_types"):
+        layers = max(layers, kinds.index("full_attention") + 1)  # one of each kind
+        geometry["layer_types"] = kinds[:layers]
+    geometry["num_hidden_layers"] = layers
     file = folder / "config.json"
     file.write_text(json.dumps(geometry))
     return dataclasses.replace(config, model=dataclasses.replace(config.model, geometry=str(file)))
@@ -65,7 +68,7 @@ def result(row: Row, gpu: str) -> dict:
         "fields": [f"configs/{row.config}.py", *row.overrides],
         "gpu": gpu,
         **whole,
-        f"peak_of_{FEW_LAYERS}_layers": few["peak"],
+        "peak_of_few_layers": few["peak"],
         "limit": row.limit,
         "peer": row.peer,
         "passed": whole["peak"] <= row.limit,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -12,9 +14,10 @@ from qlora_jax.config import LoraSection, QuantSection
 from qlora_jax.generation import Generator
 from qlora_jax.io.hf import LoadedModel
 from qlora_jax.io.peft import TrainedOn, attach_adapter, read_adapter, write_adapter
-from qlora_jax.lora import LoRA, Target, resolve_targets
-from qlora_jax.models.adapters import linears, projections
-from qlora_jax.models.table import Param, adaptable, linear_modules
+from qlora_jax.lora.kinds import KINDS
+from qlora_jax.models.adapters import add_adapters, linears, shape_of
+from qlora_jax.models.params import Param
+from qlora_jax.models.table import adaptable
 
 
 def write_random_adapter(
@@ -27,25 +30,16 @@ def write_random_adapter(
       lora: fields of LoraSection.
     """
     model, config, random = loaded.model, LoraSection(**lora), np.random.default_rng(seed)
-    targets = resolve_targets(config, linear_modules(model.config))
-    for path, linear in linears(model):
-        param = adaptable(model.config)[path]
-        own = [targets.get(tensor.module) for tensor in param.tensors()]
-        linear.lora = _random_lora(own, param, size, random) if any(own) else None
+    targets = add_adapters(model, config, jax.random.key(seed))
+    for _, linear in linears(model):
+        for variable in () if linear.lora is None else (linear.lora.A, linear.lora.B):
+            drawn = random.standard_normal(variable.get_value().shape, np.float32)
+            variable.set_value(jnp.asarray(drawn * np.float32(size)))
     extra = {"method": "qlora", **dataclasses.asdict(QuantSection()), **(record or {})}
     write_adapter(folder, model, config, targets, TrainedOn("random", loaded.content_hash, extra))
     for _, linear in linears(model):
         linear.lora = None
     return folder
-
-
-def _random_lora(targets: list[Target | None], param: Param, size: float, random) -> LoRA:
-    n, k = param.shape
-    rank = max(target.rank for target in targets if target)
-    A = random.standard_normal((len(targets), rank, k), np.float32) * np.float32(size)
-    B = random.standard_normal((len(targets), n, rank), np.float32) * np.float32(size)
-    scale = np.asarray([target.scale if target else 0 for target in targets], np.float32)
-    return LoRA(A, B, scale) if param.stacked else LoRA(A[0], B[0], scale[0])
 
 
 def alone(loaded: LoadedModel, adapter: Path | None, rank: int) -> Generator:
@@ -57,17 +51,21 @@ def alone(loaded: LoadedModel, adapter: Path | None, rank: int) -> Generator:
         linear.lora = None
     if adapter is not None:
         attach_adapter(loaded.model, read_adapter(adapter), base_hash=loaded.content_hash)
-    layers = loaded.model.config.num_layers
-    for _, linear in projections(loaded.model):
-        linear.lora = _padded(linear.lora, linear.weight.get_value().shape[-2:], layers, rank)
+    params = adaptable(loaded.model.config)
+    for path, linear in linears(loaded.model):
+        if params[path].role != "head":
+            linear.lora = _padded(linear.lora, params[path], rank)
     return Generator(*nnx.split(loaded.model), stop_ids=())
 
 
-def _padded(lora: LoRA | None, shape: tuple[int, int], layers: int, rank: int) -> LoRA:
-    n, k = shape
-    A, B = np.zeros((layers, rank, k), np.float32), np.zeros((layers, n, rank), np.float32)
-    if lora is None:
-        return LoRA(A, B, np.zeros(layers, np.float32))
-    own = lora.A.get_value().shape[1]
-    A[:, :own], B[:, :, :own] = lora.A.get_value(), lora.B.get_value()
-    return LoRA(A, B, lora.scale.get_value())
+def _padded(lora: Any, param: Param, rank: int) -> Any:
+    layers, shape = max(len(param.layers), 1), shape_of(param, rank)
+    parts, scale = [None] * layers, np.zeros(layers, np.float32)
+    if lora is not None:
+        each = range(layers) if param.layers else [None]
+        parts, scale = [lora.parts(layer, rank) for layer in each], np.reshape(lora.scale.get_value(), layers)
+    kind = KINDS["lora"].of(param.experts)
+    padded = kind.stacked(parts, shape, np.float32)
+    if not param.layers:
+        padded, scale = jax.tree.map(lambda a: a[0], padded), scale[0]
+    return kind.of(padded, scale, 0.0)

@@ -44,7 +44,8 @@ def bytes_per_step(config: ModelConfig, state: Any, batch: int, prompt: int, new
     if config.tie_embeddings:
         weights = sum(leaf.nbytes for _, leaf in arrays)
     slots = prompt + new // 2
-    return weights + 2 * 2 * batch * slots * config.num_layers * config.num_kv_heads * config.head_dim
+    keys = sum(kind.mixer.widths[1] for kind in config.kinds)
+    return weights + 2 * 2 * batch * slots * keys
 
 
 def run_batch(context: Context, config: ModelConfig, generator: Generator, weights: str, batch: int) -> None:

@@ -61,7 +61,7 @@ def _adapters(config: ModelConfig, targets: dict[str, Target]) -> int:
 
 
 def _attention(config: ModelConfig, batch: int, seq_len: int, share: float) -> float:
-    return 4 * share * batch * seq_len**2 * config.num_heads * config.head_dim * config.num_layers
+    return 4 * share * batch * seq_len**2 * sum(kind.mixer.widths[0] for kind in config.kinds)
 
 
 def _output(config: ModelConfig, batch: int, seq_len: int, chunk: int) -> int:

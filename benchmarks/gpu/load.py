@@ -25,7 +25,10 @@ def tensors(config) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a checkpoint; values are taken from one pool of normal ones, which drawing all would outlast."""
     pool = (np.random.default_rng(0).standard_normal(POOL, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
     for tensor in tensors_of(config):
-        yield tensor.name, np.resize(np.roll(pool, 1009 * tensor.numbers.get("layer", 0)), tensor.whole)
+        yield from (
+            (part.name, np.resize(np.roll(pool, 1009 * tensor.numbers.get("layer", 0)), part.whole))
+            for part in tensor.parts
+        )
 
 
 def write_checkpoint(folder: Path, geometry: Path, layers: int) -> None:
