@@ -61,6 +61,11 @@ class Weight:
         """Whether it is of decoder projections."""
         return self.parts[0].tensor.param.projection
 
+    @property
+    def of_experts(self) -> bool:
+        """Whether it is an expert's, or that of all experts of a layer."""
+        return self.parts[0].tensor.param.experts > 0
+
 
 @dataclass(frozen=True)
 class Base:
@@ -197,24 +202,23 @@ def merged(base: Base, weight: Weight, value: Any, rules: Rules | None, dtype: s
     """The weight to write, in `dtype`, from what the folder holds; with `rules` as it is once stored so."""
     held = weight.reader is not None and not (rules and rules.unpacks(expert=weight.reader.experts_only))
     kept = held or (weight.projection and base.packed is not None)
-    values = []
+    read, values = reading(base, weight, value), []
     for part in weight.parts:
-        own = plain(part, value)
+        own = read(part)
         if rules is not None and not kept:
             # Rows are quantized with those that lie beside them in the same array, wherever files keep them.
-            whole = (
-                own
-                if len(part.tensor.parts) == 1
-                else part.tensor.gathered(lambda one: plain(one, base.tensors.read(one.name)))
-            )
-            own = _as_stored(whole, part.tensor, rules, dtype)[part.rows]
+            own = _as_stored(part.tensor.gathered(read), part.tensor, rules, dtype)[part.rows]
         values.append(with_adapter(base, part, own).astype(dtype))
     return joined(weight.parts, values)
 
 
-def plain(part: Part, value: Any) -> np.ndarray:
-    """A part of an array, of the file's tensor, packed or not."""
-    return np.asarray(dequantized(part.of(value)))
+def reading(base: Base, weight: Weight, value: Any) -> Callable[[Part], np.ndarray]:
+    """What gives a part of an array unpacked: of `weight` from its `value`, else from the part's own file."""
+
+    def read(part: Part) -> np.ndarray:
+        return np.asarray(dequantized(part.of(value if part.name == weight.name else base.tensors.read(part.name))))
+
+    return read
 
 
 def _as_stored(value: np.ndarray, tensor: Tensor, rules: Rules, dtype: str) -> np.ndarray:
@@ -234,9 +238,8 @@ def with_adapter(base: Base, part: Part, value: np.ndarray) -> np.ndarray:
 
 
 def dtype_of(base: Base) -> str:
-    """The dtype that config.json names: that of the projections, first of those in 16 or 32 bits."""
-    found = [w for w in base.weights if w.projection]
-    return next((w.dtype for w in found if w.reader is None), found[0].dtype)
+    """The dtype that config.json names: that of the projections."""
+    return next(w.dtype for w in base.weights if w.projection)
 
 
 def chat_template_of(base: Base) -> Templates | None:

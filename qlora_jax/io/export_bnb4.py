@@ -21,17 +21,16 @@ from qlora_jax.io.export import (
     dtype_of,
     merged,
     open_base,
-    plain,
+    reading,
     with_adapter,
     write_weights,
 )
 from qlora_jax.io.folder import new_folder
 from qlora_jax.io.identity import record_source
 from qlora_jax.io.model_card import model_card
-from qlora_jax.io.packed import reader_of
 from qlora_jax.io.shards import SHARD_BYTES
 from qlora_jax.models.families.names import OTHER_MODULES
-from qlora_jax.models.params import Part, Tensor
+from qlora_jax.models.params import Tensor
 from qlora_jax.models.table import table
 from qlora_jax.quant.formats import NF4
 
@@ -69,8 +68,8 @@ def export_bnb4(
     dtype, packing, keeps = dtype_of(base), NF4(double), _keeps_experts(base)
 
     def convert(weight: Weight, value: Any) -> dict[str, np.ndarray]:
-        if weight.parts[0].tensor.param.by_expert:
-            return _held(weight, value, dtype) if keeps else _packed_experts(base, weight, packing, dtype)
+        if weight.of_experts:
+            return _held(weight, value, dtype) if keeps else _packed_experts(base, weight, value, packing, dtype)
         value = merged(base, weight, value, None, weight.dtype if weight.projection else dtype)
         if not weight.projection:
             return {weight.name: value}
@@ -78,7 +77,7 @@ def export_bnb4(
 
     needed = sum(_packed_bytes(w, packing, dtype) for w in base.weights) + base.passed_bytes
     text = f"Its linear layers are in NF4{' with double quantization' if double else ''} for bitsandbytes."
-    if any(weight.parts[0].tensor.param.by_expert for weight in base.weights):
+    if any(weight.of_experts for weight in base.weights):
         text += " Its experts are in 4 bits, too, one by one: qlora-jax reads them, transformers does not."
     if adapter:
         text += f" A LoRA adapter was {MERGES['original']} before they were quantized."
@@ -104,24 +103,20 @@ def _held(weight: Weight, value: Any, dtype: str) -> dict[str, np.ndarray]:
     return weight.reader.write(weight.name, value) if weight.reader else {weight.name: value.astype(dtype)}
 
 
-def _packed_experts(base: Base, weight: Weight, packing: NF4, dtype: str) -> dict[str, np.ndarray]:
+def _packed_experts(base: Base, weight: Weight, value: Any, packing: NF4, dtype: str) -> dict[str, np.ndarray]:
     """The arrays of which a file's tensor is the last part, each of one expert."""
     found: dict[str, np.ndarray] = {}
+    read = reading(base, weight, value)
     joint = table(dataclasses.replace(base.config, names=base.config.names._replace(experts="joint")))
     for tensor in (part.tensor for part in weight.parts if part == part.tensor.parts[-1]):
-        value = tensor.gathered(lambda one: with_adapter(base, one, _read(base, one)))
+        whole = tensor.gathered(lambda one: with_adapter(base, one, read(one)))
         [part] = Tensor(joint[tensor.param.path], tensor.place).parts
         if tensor.param.projection:
-            packed = packing.quantize(jnp.asarray(value.astype(weight.dtype)))
+            packed = packing.quantize(jnp.asarray(whole.astype(weight.dtype)))
             found |= bitsandbytes.write(part.name, packed)
         else:
-            found[part.name] = value.astype(dtype)
+            found[part.name] = whole.astype(dtype)
     return found
-
-
-def _read(base: Base, part: Part) -> np.ndarray:
-    reader = reader_of(base.tensors, part.name)
-    return plain(part, reader.read(base.tensors, part.name, part.whole) if reader else base.tensors.read(part.name))
 
 
 def _packed_bytes(weight: Weight, packing: NF4, dtype: str) -> int:

@@ -97,11 +97,6 @@ class Param:
         return self.role in ("projection", "expert")
 
     @property
-    def by_expert(self) -> bool:
-        """Whether every expert of a layer has one."""
-        return any(axis.name == EXPERT for axis in self.stacked)
-
-    @property
     def matrix(self) -> bool:
         """Whether it is a matrix that can be packed."""
         return self.projection or self.role in ("embedding", "head")
