@@ -13,12 +13,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from qlora_jax.io import mxfp4
 from qlora_jax.io.build import build_model, random_read
 from qlora_jax.io.foreign import ORIGINAL, quantized_names
 from qlora_jax.io.identity import BaseIdentity
-from qlora_jax.io.model_config import read_config
-from qlora_jax.io.packed import reader_of
+from qlora_jax.io.model_config import read_config as read_config
+from qlora_jax.io.model_config import read_with_tensors
+from qlora_jax.io.packed import open_tensors, reader_of
 from qlora_jax.io.packing import all_packed, folder_forms, report_kept
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.tied import read_head_as_embedding
@@ -123,18 +123,12 @@ def open_folder(folder: Path) -> tuple[ModelConfig, TensorFolder]:
       FileNotFoundError, ValueError, NotImplementedError: as `read_config` and `TensorFolder`; tensors that are missing
         or that the decoder would ignore.
     """
-    config, tensors = read_config(folder), open_tensors(folder)
+    config, tensors = read_with_tensors(folder)
+    tensors = open_tensors(folder) if tensors is None else tensors
     if config.tie_embeddings:
         read_head_as_embedding(tensors, config.names)
     check_names(config, tensors)
     return config, tensors
-
-
-def open_tensors(folder: Path) -> TensorFolder:
-    """A checkpoint's tensors, packed ones by the names of their weights. Raises as `TensorFolder`."""
-    tensors = TensorFolder(folder)
-    mxfp4.name_tensors(tensors)
-    return tensors
 
 
 def check_names(config: ModelConfig, tensors: TensorFolder) -> None:

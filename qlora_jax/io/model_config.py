@@ -9,6 +9,7 @@ import transformers
 
 from qlora_jax.io.foreign import check_own_format
 from qlora_jax.io.json_object import read_object
+from qlora_jax.io.packed import open_tensors
 from qlora_jax.io.peft_types import is_number
 from qlora_jax.io.safetensors import TensorFolder
 from qlora_jax.io.tied import stores_another_head
@@ -70,6 +71,11 @@ def read_config(folder: Path) -> ModelConfig:
       ValueError: it is no JSON object, or a field holds what it cannot; the message names the field.
       NotImplementedError: a family, a setting or a kind of quantization that qlora-jax does not have.
     """
+    return read_with_tensors(folder)[0]
+
+
+def read_with_tensors(folder: Path) -> tuple[ModelConfig, TensorFolder | None]:
+    """As `read_config`, and the folder's tensors, None where they cannot be read: who needs them finds out why."""
     file = folder if folder.is_file() else folder / "config.json"
     check_own_format(file.parent)
     if not file.exists():
@@ -82,9 +88,10 @@ def read_config(folder: Path) -> ModelConfig:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     if tensors is None or not config.tie_embeddings:
-        return config
+        return config, tensors
     # As transformers does: a head of its own in the weights outweighs a configuration that ties it.
-    return dataclasses.replace(config, tie_embeddings=not stores_another_head(tensors, config.names))
+    tied = not stores_another_head(tensors, config.names)
+    return dataclasses.replace(config, tie_embeddings=tied), tensors
 
 
 def parse_config(settings: Mapping[str, Any], found: Collection[str] = ()) -> ModelConfig:
@@ -150,7 +157,7 @@ def _architecture(settings: Mapping[str, Any]) -> str:
 def _tensors(folder: Path) -> TensorFolder | None:
     """The folder's tensors; None where there are none, or where they cannot be read: who needs them says why."""
     try:
-        return TensorFolder(folder) if folder.is_dir() else None
+        return open_tensors(folder) if folder.is_dir() else None
     except (FileNotFoundError, ValueError):
         return None
 

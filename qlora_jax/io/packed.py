@@ -1,5 +1,6 @@
 """How checkpoints hold packed weights: the registry of their formats."""
 
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +41,13 @@ class Reader(Protocol):
 
 
 READERS: tuple[Reader, ...] = (bitsandbytes, mxfp4)
+
+
+def open_tensors(folder: Path) -> TensorFolder:
+    """A checkpoint's tensors, packed ones by the names of their weights. Raises as `TensorFolder`."""
+    tensors = TensorFolder(folder)
+    mxfp4.name_tensors(tensors)
+    return tensors
 
 
 def reader_of(tensors: TensorFolder, name: str) -> Reader | None:

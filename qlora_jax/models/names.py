@@ -8,6 +8,7 @@ class Names(NamedTuple):
 
     Attributes:
       decoder: the module that holds embedding, layers and norm.
+      stored: where checkpoints keep it, where that has another name; else nothing.
       experts: how checkpoints keep experts: "each", three matrices for each; "joint", two for each; "fused", one tensor
         for gate_up_proj of all, and one for down_proj.
       modules: what stands differently in transformers' module names, inside a layer: (ours, theirs).
@@ -17,6 +18,7 @@ class Names(NamedTuple):
     """
 
     decoder: str = "model"
+    stored: str = ""
     experts: Literal["each", "fused", "joint"] = "each"
     modules: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
@@ -30,10 +32,10 @@ class Names(NamedTuple):
 
     def file(self, name: str) -> str:
         """A tensor's name in checkpoints, of its name in transformers."""
+        if self.stored and name.startswith(f"{self.decoder}."):
+            name = self.stored + name.removeprefix(self.decoder)
         for module, file in self.files:
-            # Of a beginning only the beginning is meant: "model." stands in "language_model.", too.
-            begins = name.startswith(module) and module == f"{self.decoder}."
-            name = file + name.removeprefix(module) if begins else name.replace(module, file)
+            name = name.replace(module, file)
         return name
 
     def passes(self, name: str) -> bool:

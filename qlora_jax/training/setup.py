@@ -13,8 +13,9 @@ import optax
 from flax import nnx
 
 from qlora_jax.config import Config
-from qlora_jax.io.hf import LoadedModel, load_model, open_tensors, random_model, read_config, resolve_folder
+from qlora_jax.io.hf import LoadedModel, load_model, random_model, read_config, resolve_folder
 from qlora_jax.io.json_object import read_object
+from qlora_jax.io.packed import open_tensors
 from qlora_jax.io.packing import Forms, folder_forms, stated_forms
 from qlora_jax.lora import Target
 from qlora_jax.models.adapters import add_adapters

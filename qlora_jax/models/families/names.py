@@ -30,14 +30,17 @@ def names_in(names: Names, *, wrapped: bool, architecture: str, found: Collectio
     decoder = WRAPPED if wrapped and "ForCausalLM" not in architecture else ALONE
     stored = next((one for one in DECODERS if any(name.startswith(f"{one}.layers.") for name in found)), decoder)
     head = next((one for one in HEADS if one in found), HEADS[0])
-    files = [(f"{decoder}.", f"{stored}.")] if stored != decoder else []
-    files += [(HEADS[0], head)] if head != HEADS[0] else []
+    files = [(HEADS[0], head)] if head != HEADS[0] else []
     passed = OTHER_PARTS if wrapped else ()
     experts = names.experts
     if any(".experts." in name for name in found):
-        fused = any(name.endswith((".experts.gate_up_proj", ".experts.gate_up_proj_blocks")) for name in found)
+        fused = any(name.endswith(".experts.gate_up_proj") for name in found)
         joint = any(".experts.0.gate_up_proj." in name for name in found)
         experts = "fused" if fused else "joint" if joint else "each"
     return names._replace(
-        decoder=decoder, experts=experts, files=(*names.files, *files), passed=(*names.passed, *passed)
+        decoder=decoder,
+        stored="" if stored == decoder else stored,
+        experts=experts,
+        files=(*names.files, *files),
+        passed=(*names.passed, *passed),
     )
